@@ -1,0 +1,87 @@
+"""The stack of blocks with its final normalisation, which both towers share."""
+
+from typing import NamedTuple
+
+from siglip_ref.config import ImageConfig, TextConfig
+from siglip_ref.encoders.block import (
+    BlockParams,
+    BlockResiduals,
+    block_bwd,
+    block_fwd,
+    block_probes,
+)
+from siglip_ref.primitives import LayerNormParams, layer_norm_bwd, layer_norm_fwd
+from siglip_ref.primitives.layer_norm import LayerNormResiduals
+from siglip_ref.types import Array, Float, Tree
+
+
+class RematResiduals(NamedTuple):
+    """What a rematerialised block keeps: its input. Its backward pass runs it forward again."""
+
+    x: Float[Array, "n l d"]
+    params: BlockParams
+
+
+class EncoderResiduals(NamedTuple):
+    """What `encoder_bwd` needs from `encoder_fwd`."""
+
+    blocks: tuple[BlockResiduals | RematResiduals, ...]
+    norm: LayerNormResiduals
+
+
+def encoder_fwd(
+    x: Float[Array, "n l d"],
+    params: Tree,
+    config: ImageConfig | TextConfig,
+    *,
+    remat: bool = False,
+) -> tuple[Float[Array, "n l d"], EncoderResiduals]:
+    """out = encoder_norm(block_{depth-1}( … block_0(x))).
+
+    `params` has the blocks under `block/00`, `block/01`, … and `encoder_norm`. With `remat` the
+    memory of a block is its input only, for one more forward pass; gradients keep every bit.
+
+    Source: big_vision, `models/vit.py`, `Encoder`.
+    """
+    blocks: list[BlockResiduals | RematResiduals] = []
+    for index in range(config.depth):
+        block = params["block"][block_name(index)]
+        out, res = block_fwd(x, block, config.num_heads, config.layer_norm_eps)
+        blocks.append(RematResiduals(x, block) if remat else res)
+        x = out
+    out, norm = layer_norm_fwd(x, params["encoder_norm"], config.layer_norm_eps)
+    return out, EncoderResiduals(tuple(blocks), norm)
+
+
+def encoder_bwd(
+    res: EncoderResiduals, dout: Float[Array, "n l d"], config: ImageConfig | TextConfig
+) -> tuple[Float[Array, "n l d"], dict[str, BlockParams], LayerNormParams]:
+    """Cotangents (dx, dblocks, dencoder_norm)."""
+    dx, encoder_norm = layer_norm_bwd(res.norm, dout)
+    blocks: dict[str, BlockParams] = {}
+    for index in reversed(range(config.depth)):
+        block_res = res.blocks[index]
+        if isinstance(block_res, RematResiduals):
+            _, block_res = block_fwd(*block_res, config.num_heads, config.layer_norm_eps)
+        dx, blocks[block_name(index)] = block_bwd(block_res, dx)
+    return dx, dict(sorted(blocks.items())), encoder_norm
+
+
+def encoder_probes(x: Float[Array, "n l d"], res: EncoderResiduals) -> dict[str, Array]:
+    """The intermediates of every block, `block/00/attn` and so on.
+
+    `block/00` itself is the output of that block. Needs residuals made without `remat`.
+    """
+    probes: dict[str, Array] = {}
+    for index, block_res in enumerate(res.blocks):
+        if isinstance(block_res, RematResiduals):
+            raise ValueError("res must come from encoder_fwd with remat=False, got remat=True")
+        name = f"block/{block_name(index)}"
+        probes |= {f"{name}/{key}": value for key, value in block_probes(x, block_res).items()}
+        x = probes[name] = probes[f"{name}/+mlp"]
+    return probes
+
+
+def block_name(index: int) -> str:
+    """`00`, `01`, …: padded, so that sorted names are in the order of the layers."""
+    return f"{index:02d}"

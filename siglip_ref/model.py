@@ -1,0 +1,282 @@
+"""The two towers together: embeddings, and the loss with the gradients of every parameter."""
+
+from collections.abc import Callable, Iterable
+from operator import add
+from typing import Any, Literal, NamedTuple
+
+from array_api_compat import array_namespace
+
+from siglip_ref.config import SiglipConfig
+from siglip_ref.encoders import (
+    image_bwd,
+    image_fwd,
+    image_probes,
+    text_bwd,
+    text_fwd,
+    text_probes,
+)
+from siglip_ref.encoders.image import ImageResiduals
+from siglip_ref.encoders.text import TextResiduals
+from siglip_ref.losses import (
+    Pairs,
+    diagonal,
+    sigmoid_loss_bwd,
+    sigmoid_loss_fwd,
+    softmax_loss_bwd,
+    softmax_loss_fwd,
+    tiled_sigmoid_loss,
+    tiled_softmax_loss,
+)
+from siglip_ref.losses.blocks import tiles
+from siglip_ref.params import check_params
+from siglip_ref.primitives import l2_normalize_bwd, l2_normalize_fwd
+from siglip_ref.primitives.l2_normalize import L2NormalizeResiduals
+from siglip_ref.tree import tree_map
+from siglip_ref.types import Array, Float, Int, Tree
+
+Loss = Literal["sigmoid", "softmax"]
+Remat = Literal["nothing", "blocks", "towers"]
+Map = Callable[[Callable[..., Any], Iterable[Any]], Iterable[Any]]
+
+
+class ImageTowerResiduals(NamedTuple):
+    """What `encode_image_bwd` needs from `encode_image_fwd`."""
+
+    tower: ImageResiduals
+    normalize: L2NormalizeResiduals
+
+
+class TextTowerResiduals(NamedTuple):
+    """What `encode_text_bwd` needs from `encode_text_fwd`."""
+
+    tower: TextResiduals
+    normalize: L2NormalizeResiduals
+
+
+def encode_image(
+    params: Tree, images: Float[Array, "n height width c"], config: SiglipConfig
+) -> Float[Array, "n d"]:
+    """Unit-norm embeddings of images with pixels in [-1, 1].
+
+    Raises ValueError if the images or the parameters do not fit `config`.
+    """
+    _check_images(images, config)
+    check_params(params, config)
+    return encode_image_fwd(params, images, config)[0]
+
+
+def encode_text(
+    params: Tree, tokens: Int[Array, "n l"], config: SiglipConfig
+) -> Float[Array, "n d"]:
+    """Unit-norm embeddings of texts, tokenised and padded to the context length.
+
+    Raises ValueError if the tokens or the parameters do not fit `config`, TypeError if the
+    tokens are not integers.
+    """
+    _check_tokens(tokens, config)
+    check_params(params, config)
+    return encode_text_fwd(params, tokens, config)[0]
+
+
+def encode_image_fwd(
+    params: Tree,
+    images: Float[Array, "n height width c"],
+    config: SiglipConfig,
+    *,
+    remat: bool = False,
+) -> tuple[Float[Array, "n d"], ImageTowerResiduals]:
+    """zimg = l2_normalize(image tower(images))."""
+    pooled, tower = image_fwd(images, params["img"], config.image, remat=remat)
+    zimg, normalize = l2_normalize_fwd(pooled, config.l2_norm_eps)
+    return zimg, ImageTowerResiduals(tower, normalize)
+
+
+def encode_image_bwd(
+    res: ImageTowerResiduals, dzimg: Float[Array, "n d"], config: SiglipConfig
+) -> tuple[Float[Array, "n height width c"], Tree]:
+    """Cotangents of the images and of `params["img"]`."""
+    return image_bwd(res.tower, l2_normalize_bwd(res.normalize, dzimg), config.image)
+
+
+def encode_text_fwd(
+    params: Tree, tokens: Int[Array, "n l"], config: SiglipConfig, *, remat: bool = False
+) -> tuple[Float[Array, "n d"], TextTowerResiduals]:
+    """ztxt = l2_normalize(text tower(tokens))."""
+    pooled, tower = text_fwd(tokens, params["txt"], config.text, remat=remat)
+    ztxt, normalize = l2_normalize_fwd(pooled, config.l2_norm_eps)
+    return ztxt, TextTowerResiduals(tower, normalize)
+
+
+def encode_text_bwd(
+    res: TextTowerResiduals, dztxt: Float[Array, "n d"], config: SiglipConfig
+) -> Tree:
+    """The cotangent of `params["txt"]`."""
+    return text_bwd(res.tower, l2_normalize_bwd(res.normalize, dztxt), config.text)
+
+
+def probe_image(
+    params: Tree, images: Float[Array, "n height width c"], config: SiglipConfig
+) -> dict[str, Array]:
+    """Every intermediate of the image tower by name (see `encoders.image_probes`), then `zimg`."""
+    _check_images(images, config)
+    check_params(params, config)
+    probes = image_probes(images, params["img"], config.image)
+    return {**probes, "zimg": l2_normalize_fwd(probes["pooled"], config.l2_norm_eps)[0]}
+
+
+def probe_text(params: Tree, tokens: Int[Array, "n l"], config: SiglipConfig) -> dict[str, Array]:
+    """Every intermediate of the text tower by name (see `encoders.text_probes`), then `ztxt`."""
+    _check_tokens(tokens, config)
+    check_params(params, config)
+    probes = text_probes(tokens, params["txt"], config.text)
+    return {**probes, "ztxt": l2_normalize_fwd(probes["pooled"], config.l2_norm_eps)[0]}
+
+
+def loss_and_grads(
+    params: Tree,
+    images: Float[Array, "n height width c"],
+    tokens: Int[Array, "m l"],
+    config: SiglipConfig,
+    loss: Loss = "sigmoid",
+    *,
+    pairs: Pairs = diagonal,
+    tile: int | None = None,
+    microbatch: int | None = None,
+    remat: Remat = "nothing",
+    parallel_map: Map = map,
+) -> tuple[Float[Array, ""], Tree]:
+    """The loss of a batch and its gradients, a tree like `params`.
+
+    pairs
+        Which images and texts match; by default image i and text i. With other pairs the numbers
+        of images and texts may differ.
+    tile
+        Compute the loss in tiles of this many images and texts; None computes it whole.
+    microbatch
+        Run the towers over this many images, or texts, at a time. The loss still sees the whole
+        batch, so the gradients are those of the whole batch to rounding.
+    remat
+        What the backward pass computes again instead of keeping it: `blocks` keeps the input of
+        each block, `towers` keeps nothing of a microbatch but its embeddings. The gradients are
+        the same to the last bit.
+    parallel_map
+        How the microbatches are mapped over; a thread pool's `map` runs them side by side.
+
+    The softmax loss has no bias, so its gradient for b is 0.
+
+    Raises ValueError if arguments do not fit each other, TypeError if tokens are not integers.
+
+    Source: arXiv:2303.15343, algorithm 1; microbatches with `towers`: arXiv:2101.06983.
+    """
+    _check_images(images, config)
+    _check_tokens(tokens, config)
+    check_params(params, config)
+    if pairs is diagonal and images.shape[0] != tokens.shape[0]:
+        raise ValueError(
+            "images and tokens must be as many as each other unless pairs is given, "
+            f"got {images.shape[0]} images and {tokens.shape[0]} texts"
+        )
+    if remat not in ("nothing", "blocks", "towers"):
+        raise ValueError(f"remat must be nothing, blocks or towers, got {remat!r}")
+
+    xp = array_namespace(images, tokens)
+    parts = [
+        *(Part("img", rows, images[rows, ...]) for rows in _microbatches(images, microbatch)),
+        *(Part("txt", rows, tokens[rows, ...]) for rows in _microbatches(tokens, microbatch)),
+    ]
+
+    def forward(part: Part) -> tuple[Array, ImageTowerResiduals | TextTowerResiduals | None]:
+        z, res = _encode(params, part, config, remat=remat == "blocks")
+        return z, None if remat == "towers" else res
+
+    embedded = list(parallel_map(forward, parts))
+    zimg, ztxt = (
+        xp.concat([z for part, (z, _) in zip(parts, embedded, strict=True) if part.tower == tower])
+        for tower in ("img", "txt")
+    )
+    value, dzimg, dztxt, scalars = _loss_on_embeddings(loss, zimg, ztxt, params, pairs, tile)
+
+    def backward(number: int) -> tuple[str, Tree]:
+        part, res = parts[number], embedded[number][1]
+        if res is None:
+            _, res = _encode(params, part, config, remat=False)
+        if isinstance(res, ImageTowerResiduals):
+            return "img", encode_image_bwd(res, dzimg[part.rows, :], config)[1]
+        return "txt", encode_text_bwd(res, dztxt[part.rows, :], config)
+
+    grads: dict[str, Tree] = {}
+    for tower, dparams in parallel_map(backward, range(len(parts))):
+        grads[tower] = tree_map(add, grads[tower], dparams) if tower in grads else dparams
+    return value, {**grads, **scalars}
+
+
+class Part(NamedTuple):
+    """A microbatch of one tower: which rows of the batch, and these rows."""
+
+    tower: Literal["img", "txt"]
+    rows: slice
+    inputs: Array
+
+
+def _encode(
+    params: Tree, part: Part, config: SiglipConfig, *, remat: bool
+) -> tuple[Float[Array, "n d"], ImageTowerResiduals | TextTowerResiduals]:
+    if part.tower == "img":
+        return encode_image_fwd(params, part.inputs, config, remat=remat)
+    return encode_text_fwd(params, part.inputs, config, remat=remat)
+
+
+def _microbatches(inputs: Array, microbatch: int | None) -> Iterable[slice]:
+    return tiles("microbatch", inputs.shape[0], microbatch or inputs.shape[0])
+
+
+def _loss_on_embeddings(
+    loss: Loss,
+    zimg: Float[Array, "n d"],
+    ztxt: Float[Array, "m d"],
+    params: Tree,
+    pairs: Pairs,
+    tile: int | None,
+) -> tuple[Float[Array, ""], Float[Array, "n d"], Float[Array, "m d"], dict[str, Array]]:
+    """The loss, the gradients of the embeddings, and those of t' and b by name."""
+    xp = array_namespace(zimg, ztxt)
+    t_prime, b = params["t_prime"], params["b"]
+    if loss == "sigmoid":
+        if tile is None:
+            value, sigmoid_res = sigmoid_loss_fwd(zimg, ztxt, t_prime, b, pairs=pairs)
+            cotangents = sigmoid_loss_bwd(sigmoid_res, xp.ones_like(value))
+        else:
+            value, cotangents = tiled_sigmoid_loss(zimg, ztxt, t_prime, b, tile=tile, pairs=pairs)
+        dzimg, dztxt, dt_prime, db = cotangents
+    elif loss == "softmax":
+        if tile is None:
+            value, softmax_res = softmax_loss_fwd(zimg, ztxt, t_prime, pairs=pairs)
+            dzimg, dztxt, dt_prime = softmax_loss_bwd(softmax_res, xp.ones_like(value))
+        else:
+            value, (dzimg, dztxt, dt_prime) = tiled_softmax_loss(
+                zimg, ztxt, t_prime, tile=tile, pairs=pairs
+            )
+        db = xp.zeros_like(b)
+    else:
+        raise ValueError(f"loss must be sigmoid or softmax, got {loss!r}")
+    return value, dzimg, dztxt, {"t_prime": dt_prime, "b": db}
+
+
+def _check_images(images: Float[Array, "n height width c"], config: SiglipConfig) -> None:
+    size = config.image.image_size
+    if images.ndim != 4 or tuple(images.shape[1:]) != (size, size, 3) or images.shape[0] < 1:
+        raise ValueError(
+            f"images must have the shape (n, {size}, {size}, 3) with n >= 1, "
+            f"got {tuple(images.shape)}"
+        )
+
+
+def _check_tokens(tokens: Int[Array, "n l"], config: SiglipConfig) -> None:
+    length = config.text.context_length
+    if tokens.ndim != 2 or tokens.shape[1] != length or tokens.shape[0] < 1:
+        raise ValueError(
+            f"tokens must have the shape (n, {length}) with n >= 1, padded to the context length, "
+            f"got {tuple(tokens.shape)}"
+        )
+    if not array_namespace(tokens).isdtype(tokens.dtype, "integral"):
+        raise TypeError(f"tokens must be integers, got the dtype {tokens.dtype}")

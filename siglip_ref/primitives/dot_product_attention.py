@@ -1,0 +1,47 @@
+"""Scaled dot-product attention, without any mask."""
+
+import math
+from typing import NamedTuple
+
+from array_api_compat import array_namespace
+
+from siglip_ref.primitives.softmax import softmax, softmax_bwd
+from siglip_ref.types import Array, Float
+
+
+class DotProductAttentionResiduals(NamedTuple):
+    """What `dot_product_attention_bwd` needs from `dot_product_attention_fwd`."""
+
+    query: Float[Array, "n h l k"]
+    key: Float[Array, "n h m k"]
+    value: Float[Array, "n h m k"]
+    weights: Float[Array, "n h l m"]
+
+
+def dot_product_attention_fwd(
+    query: Float[Array, "n h l k"], key: Float[Array, "n h m k"], value: Float[Array, "n h m k"]
+) -> tuple[Float[Array, "n h l k"], DotProductAttentionResiduals]:
+    """out = weights value with weights = softmax(query keyᵀ / √k), for each image and head.
+
+    Source: arXiv:1706.03762, eq. (1), with k the size of one head.
+    """
+    xp = array_namespace(query)
+    scaled = query * (1 / math.sqrt(query.shape[-1]))
+    weights = softmax(scaled @ xp.matrix_transpose(key))
+    return weights @ value, DotProductAttentionResiduals(query, key, value, weights)
+
+
+def dot_product_attention_bwd(
+    res: DotProductAttentionResiduals, dout: Float[Array, "n h l k"]
+) -> tuple[Float[Array, "n h l k"], Float[Array, "n h m k"], Float[Array, "n h m k"]]:
+    """Cotangents (dquery, dkey, dvalue); with dscores the softmax's,
+
+    dquery = dscores key / √k;  dkey = dscoresᵀ query / √k;  dvalue = weightsᵀ dout.
+    """
+    xp = array_namespace(dout)
+    scale = 1 / math.sqrt(res.query.shape[-1])
+    dvalue = xp.matrix_transpose(res.weights) @ dout
+    dscores = softmax_bwd(res.weights, dout @ xp.matrix_transpose(res.value))
+    dquery = (dscores @ res.key) * scale
+    dkey = xp.matrix_transpose(dscores) @ (res.query * scale)
+    return dquery, dkey, dvalue

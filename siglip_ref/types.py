@@ -1,0 +1,18 @@
+"""The types of the core: arrays of any array-API namespace, and trees of them.
+
+Shapes stand in annotations as `Float[Array, "n d"]`; they are documentation for the reader and
+are checked at run time in the tests. The axis names are those of `spec/01-notation.md`:
+n pairs, m texts, l tokens, h heads, d width, k head size, f mlp width, p patch, v vocabulary.
+"""
+
+from typing import Any
+
+from jaxtyping import Bool, Float, Int
+
+Array = Any
+"""An array of NumPy, array-api-strict, Torch, JAX, CuPy or another array-API namespace."""
+
+Tree = Any
+"""A nested dict with string keys and arrays at the leaves, for example the parameters."""
+
+__all__ = ["Array", "Bool", "Float", "Int", "Tree"]
