@@ -1,11 +1,12 @@
 """The two towers together: embeddings, and the loss with the gradients of every parameter."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from operator import add
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from array_api_compat import array_namespace
 
+from siglip_ref.backend import Map
 from siglip_ref.config import SiglipConfig
 from siglip_ref.encoders import (
     image_bwd,
@@ -36,7 +37,6 @@ from siglip_ref.types import Array, Float, Int, Tree
 
 Loss = Literal["sigmoid", "softmax"]
 Remat = Literal["nothing", "blocks", "towers"]
-Map = Callable[[Callable[..., Any], Iterable[Any]], Iterable[Any]]
 
 
 class ImageTowerResiduals(NamedTuple):

@@ -1,16 +1,19 @@
 """The logistic function."""
 
-from array_api_compat import array_namespace
+import math
+
+from array_api_compat import array_namespace, device
 
 from siglip_ref.types import Array, Float
 
 
 def sigmoid(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """1 / (1 + exp(-x)), elementwise, to full relative accuracy at any argument.
+    """1 / (1 + exp(-x)), elementwise, to full relative accuracy until it underflows.
 
     The complement 1 - sigmoid(x) is to be had as sigmoid(-x), which does not cancel.
     """
     xp = array_namespace(x)
-    # exp of a negative argument cannot overflow, and 1 + e lies in (1, 2].
-    e = xp.exp(-xp.abs(x))
-    return xp.where(x >= 0, xp.ones_like(e), e) / (1 + e)
+    # exp(-x) is kept just below the largest finite number: it never overflows to infinity.
+    limit = math.log(float(xp.finfo(x.dtype).max)) - 1
+    capped = xp.minimum(-x, xp.asarray(limit, dtype=x.dtype, device=device(x)))
+    return 1 / (1 + xp.exp(capped))

@@ -1,0 +1,1 @@
+"""The training shell: data, tokenizer, checkpoints, loop, evaluation and the command `siglip-train`."""

@@ -1,0 +1,74 @@
+"""What the shell asks of an array library, and the NumPy answer.
+
+A backend moves arrays to its device and back, and may compile; it never changes what is
+computed. Others are found by the entry point group `siglip_ref.backends`.
+"""
+
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from siglip_ref.types import Array
+
+Fn = TypeVar("Fn", bound=Callable[..., Any])
+Map = Callable[[Callable[..., Any], Iterable[Any]], Iterable[Any]]
+"""How microbatches are mapped over: `map`, or that of a pool; results come in order."""
+
+
+class Backend(Protocol):
+    """An array library on one device."""
+
+    name: str
+
+    def asarray(self, x: np.ndarray[Any, Any]) -> Array:
+        """The array on the backend's device."""
+
+    def to_numpy(self, x: Array) -> np.ndarray[Any, Any]:
+        """The array in the memory of the host."""
+
+    def compile(self, fn: Fn) -> Fn:
+        """A function that computes the same, perhaps faster."""
+
+    def synchronize(self) -> None:
+        """Return when everything that was asked for has been computed."""
+
+    def peak_memory(self) -> int:
+        """Most bytes held at any time so far."""
+
+    def parallel_map(self) -> AbstractContextManager[Map]:
+        """The map for microbatches, usable inside the context."""
+
+
+class NumpyBackend:
+    """NumPy on the host, one microbatch after the other."""
+
+    name = "numpy"
+
+    def asarray(self, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """`x` itself."""
+        return x
+
+    def to_numpy(self, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """`x` itself."""
+        return x
+
+    def compile(self, fn: Fn) -> Fn:
+        """`fn` itself: NumPy has no compiler."""
+        return fn
+
+    def synchronize(self) -> None:
+        """Nothing: NumPy computes at once."""
+
+    def peak_memory(self) -> int:
+        """Largest resident size of the process in bytes."""
+        import resource  # noqa: PLC0415  (Unix only)
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else 1024 * peak  # kilobytes on Linux
+
+    def parallel_map(self) -> AbstractContextManager[Map]:
+        """The built-in `map`."""
+        return nullcontext(map)

@@ -1,0 +1,58 @@
+"""The independent oracle: scalar loops over 40-digit numbers, derivatives by dual numbers.
+
+It imports mpmath and the standard library, nothing of the project and no array library, so that
+agreement with the project is evidence. Call the operations through `value` and `gradient`, which
+turn floats into exact numbers first.
+"""
+
+from .dual import (
+    directional_derivative,
+    exact,
+    gradient,
+    reals,
+    value,
+)
+from .encoders import block, encoder, image_tower, map_head, mlp, text_tower
+from .losses import sigmoid_loss, softmax_loss
+from .primitives import (
+    dense,
+    dot_product_attention,
+    embed,
+    gelu_tanh,
+    l2_normalize,
+    layer_norm,
+    log_sigmoid,
+    multi_head_attention,
+    patch_embed,
+    sigmoid,
+    softmax,
+    softplus,
+)
+
+__all__ = [
+    "block",
+    "dense",
+    "directional_derivative",
+    "dot_product_attention",
+    "embed",
+    "encoder",
+    "exact",
+    "gelu_tanh",
+    "gradient",
+    "image_tower",
+    "l2_normalize",
+    "layer_norm",
+    "log_sigmoid",
+    "map_head",
+    "mlp",
+    "multi_head_attention",
+    "patch_embed",
+    "reals",
+    "sigmoid",
+    "sigmoid_loss",
+    "softmax",
+    "softmax_loss",
+    "softplus",
+    "text_tower",
+    "value",
+]
