@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, TypeVar
 
-import numpy as np
+from numpy.typing import NDArray
 
 from siglip_ref.types import Array
 
@@ -23,10 +23,10 @@ class Backend(Protocol):
 
     name: str
 
-    def asarray(self, x: np.ndarray[Any, Any]) -> Array:
+    def asarray(self, x: NDArray[Any]) -> Array:
         """The array on the backend's device."""
 
-    def to_numpy(self, x: Array) -> np.ndarray[Any, Any]:
+    def to_numpy(self, x: Array) -> NDArray[Any]:
         """The array in the memory of the host."""
 
     def compile(self, fn: Fn) -> Fn:
@@ -47,11 +47,11 @@ class NumpyBackend:
 
     name = "numpy"
 
-    def asarray(self, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    def asarray(self, x: NDArray[Any]) -> NDArray[Any]:
         """`x` itself."""
         return x
 
-    def to_numpy(self, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    def to_numpy(self, x: NDArray[Any]) -> NDArray[Any]:
         """`x` itself."""
         return x
 

@@ -44,7 +44,9 @@ class Settings:
     flip: bool = _setting(False, "also mirror them (not for drawings with arrows or letters)")
 
     # model
-    variant: str = _setting("", "a released size such as B/16-224; the sizes below then do not count")
+    variant: str = _setting(
+        "", "a released size such as B/16-224; the sizes below then do not count"
+    )
     image_size: int = _setting(32, "side of the images in pixels")
     patch_size: int = _setting(8, "side of a patch in pixels")
     context_length: int = _setting(16, "tokens of a caption")
@@ -94,7 +96,12 @@ class Settings:
             _check(getattr(self, name) > 0, name, "above 0", getattr(self, name))
         for name in ("beta2", "ema"):
             _check(0 <= getattr(self, name) < 1, name, "in [0, 1)", getattr(self, name))
-        _check(self.batch_size >= 2, "batch_size", "at least 2, so that there are negatives", self.batch_size)
+        _check(
+            self.batch_size >= 2,
+            "batch_size",
+            "at least 2, so that there are negatives",
+            self.batch_size,
+        )
         _check(bool(self.train), "train", "at least one source", self.train)
         _check(
             not self.variant or self.variant in sr.variants,
@@ -171,7 +178,13 @@ class Settings:
         """
         try:
             return cls().replace(**tomllib.loads(path.read_text(encoding="utf-8")))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, ValueError, TypeError) as error:
+        except (
+            OSError,
+            UnicodeDecodeError,
+            tomllib.TOMLDecodeError,
+            ValueError,
+            TypeError,
+        ) as error:
             raise ValueError(f"config {path}: {error}") from error
 
 

@@ -34,8 +34,10 @@ def layer_norm_fwd(
     """
     xp = array_namespace(x)
     wide = at_least_float32(x)
-    # Two passes: E[x²] - E[x]² cancels when the mean is large against the deviation.
+    # Two passes: E[x²] - E[x]² cancels when the mean is large against the deviation. The mean
+    # itself is rounded then, so what is left of it is taken off once more.
     centred = wide - xp.mean(wide, axis=-1, keepdims=True)
+    centred = centred - xp.mean(centred, axis=-1, keepdims=True)
     variance = xp.mean(centred * centred, axis=-1, keepdims=True)
     inv_std = 1 / xp.sqrt(variance + eps)
     normalized = cast_like(centred * inv_std, x)

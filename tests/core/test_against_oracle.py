@@ -325,6 +325,17 @@ def test_every_slope_of_a_logit_keeps_its_digits(ours, b):
     assert_each_within(dzimg, want["zimg"], EACH)
 
 
+@pytest.mark.parametrize("label", [1.0, -1.0])
+@pytest.mark.parametrize("b", [-40.0, -10.0, -1.0, 0.0, 1.0, 10.0, 40.0])
+def test_the_loss_of_one_pair_and_all_its_slopes_keep_every_digit(b, label):
+    # t = 1 and the cosine 1/4, so the logit b + 1/4 is exact.
+    inputs = {"zimg": [[0.5, 0.25]], "ztxt": [[0.25, 0.5]], "t_prime": 0.0, "b": b}
+    inputs = {name: np.asarray(value) for name, value in inputs.items()}
+    pairs, lists = targets(np.asarray([[label]]), None)
+    formula = partial(oracle.sigmoid_loss, **lists)
+    assert_loss_agrees(whole_sigmoid, formula, inputs, assert_each_within, ROUNDING, pairs=pairs)
+
+
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 @pytest.mark.parametrize("ours", [whole_sigmoid, tiled_sigmoid])
 def test_the_sigmoid_loss_agrees_at_logits_of_ten_thousand(ours, sign):
@@ -353,3 +364,12 @@ def test_the_softmax_loss_agrees_at_logits_of_ten_thousand(ours, sign):
     inputs = {**without_b(SQUARE), "t_prime": scalar(math.log(1e4))}
     inputs |= {"zimg": sign * unit_rows(1, 4, 5), "ztxt": unit_rows(1, 4, 5)}
     assert_loss_agrees(ours, oracle.softmax_loss, inputs, assert_within, ROUNDING)
+
+
+@pytest.mark.parametrize("ours", [whole_softmax, tiled_softmax])
+def test_a_masked_pair_of_any_logit_is_invisible_to_the_softmax_loss(ours):
+    far = np.asarray([[1.0], [1e4], [1.0], [1.0]])  # logits of text 1 reach thousands
+    inputs = {**without_b(BLOCK), "ztxt": far * BLOCK["ztxt"]}
+    pairs, lists = targets(SOFT_LABELS, WEIGHTS * [1, 0, 1, 1])
+    formula = partial(oracle.softmax_loss, **lists)
+    assert_loss_agrees(ours, formula, inputs, assert_within, ROUNDING, pairs=pairs)

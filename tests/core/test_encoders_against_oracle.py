@@ -18,7 +18,7 @@ EPS, NORM_EPS = 1e-6, 1e-8
 
 # All sizes of a tower differ: 4 patches of 2 x 2 with a pixel left over, width 6 = 3 heads of 2.
 CONFIG = sr.SiglipConfig(
-    image=sr.ImageConfig(image_size=5, patch_size=2, width=6, depth=2, mlp_dim=7, num_heads=3),
+    image=sr.ImageConfig(image_size=5, patch_size=2, width=6, depth=1, mlp_dim=7, num_heads=3),
     text=sr.TextConfig(
         vocab_size=9, context_length=5, width=4, depth=2, mlp_dim=3, num_heads=2, out_dim=6
     ),

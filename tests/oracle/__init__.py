@@ -14,6 +14,13 @@ from .dual import (
 )
 from .encoders import block, encoder, image_tower, map_head, mlp, text_tower
 from .losses import sigmoid_loss, softmax_loss
+from .optimizers import (
+    adam_direction,
+    big_vision_step,
+    clip_by_global_norm,
+    lion_direction,
+    torch_step,
+)
 from .primitives import (
     dense,
     dot_product_attention,
@@ -30,7 +37,10 @@ from .primitives import (
 )
 
 __all__ = [
+    "adam_direction",
+    "big_vision_step",
     "block",
+    "clip_by_global_norm",
     "dense",
     "directional_derivative",
     "dot_product_attention",
@@ -42,6 +52,7 @@ __all__ = [
     "image_tower",
     "l2_normalize",
     "layer_norm",
+    "lion_direction",
     "log_sigmoid",
     "map_head",
     "mlp",
@@ -54,5 +65,6 @@ __all__ = [
     "softmax_loss",
     "softplus",
     "text_tower",
+    "torch_step",
     "value",
 ]

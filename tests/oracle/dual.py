@@ -27,9 +27,6 @@ class Dual:
         self.value = value
         self.tangent = tangent
 
-    def __repr__(self):
-        return f"Dual({self.value}, {self.tangent})"
-
     def __neg__(self):
         return Dual(-self.value, -self.tangent)
 

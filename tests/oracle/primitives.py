@@ -6,12 +6,14 @@ Sources: arXiv:2303.15343 and the architecture it names (big_vision's ViT and te
 
 from .dual import Dual, Real, exp, log1p, reals, sqrt, tanh
 
+EXACT = (Real, Dual)
+
 
 def sum_of(terms):
     """Sum of the terms, left to right; refuses floats, which would round to 53 bits."""
     result = reals.zero
     for term in terms:
-        if not isinstance(term, Real | Dual):
+        if not isinstance(term, EXACT):
             raise TypeError(f"the oracle sums exact numbers, got {type(term).__name__}: {term!r}")
         result = result + term
     return result

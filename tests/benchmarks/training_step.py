@@ -1,0 +1,173 @@
+"""One training step: NumPy here, Hugging Face `SiglipModel` in Torch eager there.
+
+    python tests/benchmarks/training_step.py [--size S] [--batch 16] [--rounds 7] [--remat nothing]
+
+Same configuration, batch and float32, both on all cores: forward, backward and an AdamW update.
+Each side lives in a process of its own; they take turns, one step each, and the ratio is the
+median over the rounds. Memory is the peak resident size of a process, less what it held after its
+imports; with the imports it is printed too.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+SIZES = {  # width, depth, mlp_dim, num_heads
+    "Ti": (192, 12, 768, 3),
+    "S": (384, 12, 1536, 6),
+    "B": (768, 12, 3072, 12),
+}
+IMAGE, PATCH, CONTEXT, VOCABULARY = 224, 16, 64, 32_000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", choices=SIZES, default="S")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--microbatch", type=int, default=4)
+    parser.add_argument("--remat", choices=("nothing", "blocks", "towers"), default="nothing")
+    parser.add_argument("--side", choices=("ours", "peer"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.side:
+        serve(ours(args) if args.side == "ours" else peer(args))
+    else:
+        compare(args)
+
+
+def compare(args: argparse.Namespace) -> None:
+    command = [sys.executable, __file__, *sys.argv[1:], "--side"]
+    sides = {
+        name: subprocess.Popen(
+            [*command, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        )
+        for name in ("ours", "peer")
+    }
+    print(f"{args.size}/16 towers, batch {args.batch}, float32, {os.cpu_count()} cores")
+    print("round   ours s   peer s   ratio")
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(args.rounds + 1):
+        for name, process in sides.items():
+            seconds[name].append(float(ask(process, "step")))
+        mine, theirs = seconds["ours"][-1], seconds["peer"][-1]
+        label = f"{number:>5}" if number else "warm "
+        print(f"{label} {mine:8.3f} {theirs:8.3f} {mine / theirs:7.2f}", flush=True)
+    memory = {name: [float(x) for x in ask(sides[name], "memory").split()] for name in sides}
+    for process in sides.values():
+        process.communicate("")
+    ratios = [a / b for a, b in zip(seconds["ours"][1:], seconds["peer"][1:], strict=True)]
+    used, total = ([memory["ours"][i], memory["peer"][i]] for i in (0, 1))
+    print(f"time ratio ours / peer: {statistics.median(ratios):.2f} (median of {args.rounds})")
+    print(f"peak memory over imports: {used[0]:.0f} / {used[1]:.0f} MB = {used[0] / used[1]:.2f}")
+    print(f"peak memory in all:       {total[0]:.0f} / {total[1]:.0f} MB = {total[0] / total[1]:.2f}")
+
+
+def ask(process: "subprocess.Popen[str]", question: str) -> str:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(question + "\n")
+    process.stdin.flush()
+    answer = process.stdout.readline()
+    if not answer:
+        raise SystemExit(f"a side ended with {process.wait()}")
+    return answer
+
+
+def serve(sides: tuple[int, Callable[[], object]]) -> None:
+    baseline, step = sides
+    for line in sys.stdin:
+        if line.strip() == "step":
+            start = time.perf_counter()
+            step()
+            print(time.perf_counter() - start, flush=True)
+        else:
+            print((peak_bytes() - baseline) / 1e6, peak_bytes() / 1e6, flush=True)
+
+
+def peak_bytes() -> int:
+    from siglip_ref.backend import NumpyBackend
+
+    return NumpyBackend().peak_memory()
+
+
+def ours(args: argparse.Namespace) -> tuple[int, Callable[[], object]]:
+    import numpy as np
+
+    import siglip_ref as sr
+    from siglip_train.threads import ThreadedNumpyBackend
+
+    baseline = peak_bytes()
+    width, depth, mlp_dim, num_heads = SIZES[args.size]
+    sizes = {"width": width, "depth": depth, "mlp_dim": mlp_dim, "num_heads": num_heads}
+    config = sr.SiglipConfig(
+        image=sr.ImageConfig(image_size=IMAGE, patch_size=PATCH, **sizes),
+        text=sr.TextConfig(
+            vocab_size=VOCABULARY, context_length=CONTEXT, out_dim=width, **sizes
+        ),
+    )
+    rng = np.random.default_rng(0)
+    params = sr.init_params(config, rng)
+    state = sr.optim.adamw_init(params)
+    images = rng.uniform(-1, 1, (args.batch, IMAGE, IMAGE, 3)).astype(np.float32)
+    tokens = rng.integers(0, VOCABULARY, (args.batch, CONTEXT), dtype=np.int32)
+    parallel_map = ThreadedNumpyBackend().parallel_map().__enter__()
+
+    def step() -> None:
+        nonlocal params, state
+        _, grads = sr.loss_and_grads(
+            params,
+            images,
+            tokens,
+            config,
+            microbatch=args.microbatch,
+            remat=args.remat,
+            parallel_map=parallel_map,
+        )
+        params, state = sr.optim.adamw_update(grads, state, params, lr=1e-3, schedule=1.0)
+
+    return baseline, step
+
+
+def peer(args: argparse.Namespace) -> tuple[int, Callable[[], object]]:
+    import torch
+    import transformers
+
+    baseline = peak_bytes()
+    width, depth, mlp_dim, num_heads = SIZES[args.size]
+    sizes = {
+        "hidden_size": width,
+        "num_hidden_layers": depth,
+        "intermediate_size": mlp_dim,
+        "num_attention_heads": num_heads,
+    }
+    vision = transformers.SiglipVisionConfig(image_size=IMAGE, patch_size=PATCH, **sizes)
+    text = transformers.SiglipTextConfig(
+        vocab_size=VOCABULARY,
+        max_position_embeddings=CONTEXT,
+        projection_size=width,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+        **sizes,
+    )
+    model = transformers.SiglipModel(
+        transformers.SiglipConfig(text_config=text.to_dict(), vision_config=vision.to_dict())
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95))
+    images = torch.rand(args.batch, 3, IMAGE, IMAGE) * 2 - 1
+    tokens = torch.randint(0, VOCABULARY, (args.batch, CONTEXT))
+
+    def step() -> None:
+        optimizer.zero_grad()
+        model(input_ids=tokens, pixel_values=images, return_loss=True).loss.backward()
+        optimizer.step()
+
+    return baseline, step
+
+
+if __name__ == "__main__":
+    main()
