@@ -4,8 +4,8 @@ The tree is a nested dict; `tree.flatten` gives each array its name:
 
     img/patch_embed/{kernel,bias}  img/pos_embedding  img/block/NN/…  img/encoder_norm/{scale,bias}
     img/map_head/{probe, attn/…, ln/…, mlp/…}
-    txt/embed/embedding  txt/pos_embedding  txt/block/NN/…  txt/encoder_norm/…  txt/head/{kernel,bias}
-    t_prime  b
+    txt/embed/embedding  txt/pos_embedding  txt/block/NN/…  txt/encoder_norm/…
+    txt/head/{kernel,bias}  t_prime  b
 
 with block/NN = ln_0/{scale,bias}, attn/{query,key,value,out}/{kernel,bias}, ln_1/…,
 mlp/{dense_0,dense_1}/{kernel,bias}.
@@ -102,7 +102,7 @@ def num_params(config: SiglipConfig) -> int:
 
 
 def check_params(params: Tree, config: SiglipConfig) -> None:
-    """Raise ValueError unless `params` is the tree of `config`, listing every difference by path."""
+    """Raise ValueError unless `params` is the tree of `config`, listing all differences."""
     wanted = param_shapes(config)
     got = {path: tuple(leaf.shape) for path, leaf in flatten(params).items()}
     problems = [f"missing {path}" for path in wanted.keys() - got.keys()]
@@ -189,7 +189,7 @@ def _xavier_uniform(rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
 
 
 def _lecun_normal(rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
-    # The normal cut at ±2σ has the standard deviation 0.8796 σ, for which the variance is corrected.
+    # Cut at ±2σ, a normal has the standard deviation 0.8796 σ: divided out.
     sigma = math.sqrt(1 / shape[0]) / 0.87962566103423978
     draws = rng.standard_normal(shape)
     while np.any(outside := np.abs(draws) > 2):

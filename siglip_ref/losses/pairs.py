@@ -6,8 +6,8 @@ serves plain SigLIP, several positives per image, soft labels, class weights and
 | case | function |
 | --- | --- |
 | pair i, i matches (the paper) | `diagonal` |
-| equal group ids match: several captions, duplicates, class labels | `same_group(ids, ids)` |
-| labels and weights at will: multi-label, soft labels, masked pairs | `from_matrix(labels, weights)` |
+| equal group ids match: several captions, class labels | `same_group(ids, ids)` |
+| labels and weights at will: multi-label, soft, masked | `from_matrix(labels, weights)` |
 | positives and negatives weighted differently | `reweighted(pairs, positive, negative)` |
 """
 

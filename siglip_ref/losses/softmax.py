@@ -7,7 +7,7 @@ from array_api_compat import array_namespace
 from siglip_ref.losses.blocks import check_embeddings, check_scalar, indices
 from siglip_ref.losses.pairs import Pairs, PairTargets, diagonal
 from siglip_ref.precision import at_least_float32, cast_like
-from siglip_ref.types import Array, Float, Int
+from siglip_ref.types import Array, Float
 
 
 class SoftmaxLossResiduals(NamedTuple):

@@ -63,7 +63,9 @@ def compare(args: argparse.Namespace) -> None:
     used, total = ([memory["ours"][i], memory["peer"][i]] for i in (0, 1))
     print(f"time ratio ours / peer: {statistics.median(ratios):.2f} (median of {args.rounds})")
     print(f"peak memory over imports: {used[0]:.0f} / {used[1]:.0f} MB = {used[0] / used[1]:.2f}")
-    print(f"peak memory in all:       {total[0]:.0f} / {total[1]:.0f} MB = {total[0] / total[1]:.2f}")
+    print(
+        f"peak memory in all:       {total[0]:.0f} / {total[1]:.0f} MB = {total[0] / total[1]:.2f}"
+    )
 
 
 def ask(process: "subprocess.Popen[str]", question: str) -> str:
@@ -105,9 +107,7 @@ def ours(args: argparse.Namespace) -> tuple[int, Callable[[], object]]:
     sizes = {"width": width, "depth": depth, "mlp_dim": mlp_dim, "num_heads": num_heads}
     config = sr.SiglipConfig(
         image=sr.ImageConfig(image_size=IMAGE, patch_size=PATCH, **sizes),
-        text=sr.TextConfig(
-            vocab_size=VOCABULARY, context_length=CONTEXT, out_dim=width, **sizes
-        ),
+        text=sr.TextConfig(vocab_size=VOCABULARY, context_length=CONTEXT, out_dim=width, **sizes),
     )
     rng = np.random.default_rng(0)
     params = sr.init_params(config, rng)

@@ -75,7 +75,12 @@ def test_repeated_and_blank_strings_of_a_list_do_not_count():
 
 @pytest.mark.parametrize(
     "metadata",
-    [{"caption": "a cat"}, {"captions": ["a cat"]}, {"caption": ["a cat"]}, {"caption": " a cat\n"}],
+    [
+        {"caption": "a cat"},
+        {"captions": ["a cat"]},
+        {"caption": ["a cat"]},
+        {"caption": " a cat\n"},
+    ],
     ids=["string", "list", "list in caption", "with blanks around"],
 )
 def test_the_caption_may_be_a_string_or_a_list_under_either_name(metadata):
@@ -173,7 +178,7 @@ def test_a_template_without_a_field_is_refused(template):
 
 @pytest.mark.parametrize("weight", [0, -1, float("inf"), float("nan")])
 def test_a_weight_that_is_not_positive_and_finite_is_refused(weight):
-    with pytest.raises(ValueError, match="weight of template '{name}' must be positive"):
+    with pytest.raises(ValueError, match=r"weight of template '\{name\}' must be positive"):
         CaptionTemplates([("{name}", weight)])
 
 

@@ -32,7 +32,7 @@ def test_each_sample_is_used_at_most_once_in_an_epoch(case, seed, epoch):
     groups, batch_size = case
     used = epoch_batches(groups, batch_size, seed, epoch).ravel()
     assert np.unique(used).size == used.size
-    assert 0 <= used.min()
+    assert used.min() >= 0
     assert used.max() < groups.size
 
 
@@ -97,6 +97,19 @@ def test_members_of_a_group_come_at_times_that_are_spread_over_the_epoch():
     assert 90 < distance < 110
 
 
+def test_a_group_that_fills_the_first_places_of_some_batches_fills_the_last_of_any_others():
+    # Three groups of four in six pairs: one group has two members first and two second in a pair.
+    # Its second members are as likely in any of the pairs, so in pair 2.5 on average.
+    groups = np.repeat(np.arange(3), 4)
+    times = []
+    for seed in range(400):
+        first, second = groups[epoch_batches(groups, 2, seed, 0)].T
+        (split,) = set(first) & set(second)
+        times.extend(np.flatnonzero(second == split))
+    assert len(times) == 800
+    assert abs(np.mean(times) - 2.5) < 0.25
+
+
 def test_two_groups_that_meet_in_one_batch_seldom_meet_again():
     # 1000 groups of three in 300 batches of ten; independent placing makes two groups that met
     # once meet again with a chance below 4 / 300.
@@ -127,7 +140,9 @@ def test_a_batch_larger_than_the_number_of_groups_is_refused_with_both_numbers(b
         epoch_batches(groups, batch_size, 0, 0)
 
 
-@pytest.mark.parametrize("groups", [np.array([[0, 1]]), np.array([0, -1])], ids=["axes", "negative"])
+@pytest.mark.parametrize(
+    "groups", [np.array([[0, 1]]), np.array([0, -1])], ids=["axes", "negative"]
+)
 def test_ids_that_are_no_row_of_numbers_from_zero_are_refused(groups):
     with pytest.raises(ValueError, match="groups must be ids"):
         epoch_batches(groups, 1, 0, 0)

@@ -27,6 +27,7 @@ def write_model(path, **options):
         minloglevel=2,
         num_threads=1,
         **{
+            "model_type": "bpe",
             "vocab_size": 80,
             "character_coverage": 1.0,
             "pad_id": 0,

@@ -1,0 +1,118 @@
+"""Adafactor as big_vision has it: factored second moments, and a first moment on top."""
+
+from typing import NamedTuple
+
+from array_api_compat import array_namespace
+
+from siglip_ref.optim.leaves import Decays, Schedule, kernels_decay
+from siglip_ref.optim.update import update_leaves
+from siglip_ref.precision import at_least_float32
+from siglip_ref.tree import tree_map
+from siglip_ref.types import Array, Float, Tree
+
+_SMALLEST_FACTORED = 32
+_DECAY_EXPONENT = 0.8
+
+
+class AdafactorState(NamedTuple):
+    """Updates done; the second moments of rows and columns, or whole; the momentum.
+
+    A factored leaf of shape (r, c) has `rows` (r,) and `columns` (c,) and an empty `whole`; any
+    other leaf has `whole` of its own shape, and the two others empty.
+    """
+
+    step: int
+    rows: Tree
+    columns: Tree
+    whole: Tree
+    mu: Tree
+
+
+def adafactor_init(params: Tree) -> AdafactorState:
+    """No update done, all moments zero."""
+
+    def zeros(p: Float[Array, "*shape"], shape: tuple[int, ...]) -> Float[Array, "*moment"]:
+        # Made from p, so that they lie on its device.
+        xp = array_namespace(p)
+        flat = xp.zeros_like(xp.reshape(at_least_float32(p), (-1,)))
+        size = 1
+        for length in shape:
+            size *= length
+        return xp.reshape(flat[:size], shape)
+
+    def moments(part: int) -> Tree:
+        return tree_map(lambda p: zeros(p, _moment_shapes(p)[part]), params)
+
+    return AdafactorState(
+        0, moments(0), moments(1), moments(2), tree_map(lambda p: zeros(p, tuple(p.shape)), params)
+    )
+
+
+def adafactor_update(
+    grads: Tree,
+    state: AdafactorState,
+    params: Tree,
+    *,
+    lr: float,
+    schedule: Schedule = 1.0,
+    weight_decay: float = 1e-4,
+    momentum: float = 0.9,
+    beta2_cap: float = 0.95,
+    eps: float = 1e-30,
+    decays: Decays = kernels_decay,
+) -> tuple[Tree, AdafactorState]:
+    """p ← p - schedule · (lr · μ + weight_decay · p) with μ ← momentum μ + (1 - momentum) u, and
+
+        β₂ = min(beta2_cap, 1 - c^-0.8)      c = 1, 2, … the number of the update
+        R  ← β₂ R + (1 - β₂) mean over columns of (g² + eps);  C ← the same over rows
+        u  = g / sqrt(R Cᵀ / mean(R))        for matrices of at least 32 x 32
+        u  = g / sqrt(V), V ← β₂ V + (1 - β₂) (g² + eps)   for all others
+
+    The momentum is not unbiased, and updates are not clipped. big_vision keeps it in bfloat16;
+    here it is in at least float32. big_vision's attention kernels are (d, h, k) and factored over
+    their two longest axes for each of the others, where ours are (d, d) and factored as a whole.
+
+    Raises ValueError if `grads` has not the paths of `params`.
+
+    Source: big_vision, `optax.py`, `scale_by_adafactor`; arXiv:2106.04560, section 3.5;
+    arXiv:1804.04235, algorithm 4; β₂ capped at 0.95 in arXiv:2303.15343, section 4.
+    """
+    count = state.step + 1
+    beta2 = min(beta2_cap, 1 - float(count) ** -_DECAY_EXPONENT)
+
+    def rule(
+        path: str, g: Array, p: Array, rows: Array, columns: Array, whole: Array, mu: Array
+    ) -> tuple[Array, ...]:
+        xp = array_namespace(g)
+        g = at_least_float32(g)
+        square = g * g + eps
+        if _is_factored(p):
+            rows = beta2 * rows + (1 - beta2) * xp.mean(square, axis=1)
+            columns = beta2 * columns + (1 - beta2) * xp.mean(square, axis=0)
+            row_scale = 1 / xp.sqrt(rows / xp.mean(rows))
+            column_scale = 1 / xp.sqrt(columns)
+            u = g * xp.expand_dims(row_scale, axis=1) * xp.expand_dims(column_scale, axis=0)
+        else:
+            whole = beta2 * whole + (1 - beta2) * square
+            u = g / xp.sqrt(whole)
+        mu = momentum * mu + (1 - momentum) * u
+        step = lr * mu
+        if decays(path):
+            step = step + weight_decay * at_least_float32(p)
+        return step, rows, columns, whole, mu
+
+    params, (rows, columns, whole, mu) = update_leaves(
+        rule, grads, params, (state.rows, state.columns, state.whole, state.mu), schedule
+    )
+    return params, AdafactorState(count, rows, columns, whole, mu)
+
+
+def _is_factored(p: Float[Array, "*shape"]) -> bool:
+    return bool(len(p.shape) == 2 and min(p.shape) >= _SMALLEST_FACTORED)
+
+
+def _moment_shapes(p: Float[Array, "*shape"]) -> tuple[tuple[int, ...], ...]:
+    """The shapes of `rows`, `columns` and `whole`."""
+    if _is_factored(p):
+        return (p.shape[0],), (p.shape[1],), (0,)
+    return (0,), (0,), tuple(p.shape)

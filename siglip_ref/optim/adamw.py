@@ -1,0 +1,74 @@
+"""AdamW in its two conventions, which differ by a factor of the learning rate in the decay."""
+
+from siglip_ref.optim.leaves import Decays, Schedule, kernels_decay
+from siglip_ref.optim.moments import AdamState, adam_leaf
+from siglip_ref.optim.update import update_leaves
+from siglip_ref.precision import at_least_float32
+from siglip_ref.types import Array, Tree
+
+
+def adamw_update(
+    grads: Tree,
+    state: AdamState,
+    params: Tree,
+    *,
+    lr: float,
+    schedule: Schedule = 1.0,
+    weight_decay: float = 1e-4,
+    beta1: float = 0.9,
+    beta2: float = 0.95,
+    eps: float = 1e-8,
+    decays: Decays = kernels_decay,
+) -> tuple[Tree, AdamState]:
+    """p ← p - schedule · (lr · adam + weight_decay · p): the new parameters and state.
+
+    The decay is *not* multiplied by the learning rate, only by the schedule: 1e-4 here at
+    lr = 1e-3 is 0.1 in Torch's convention. Only leaves with `decays(path)` decay, by default the
+    kernels. β₂ = 0.95 is the paper's.
+
+    Raises ValueError if `grads` has not the paths of `params`.
+
+    Source: big_vision, `optax.py` (its chain of transformations); arXiv:2303.15343, section 4.
+    """
+    count = state.step + 1
+
+    def rule(path: str, g: Array, p: Array, mu: Array, nu: Array) -> tuple[Array, ...]:
+        leaf = adam_leaf(g, mu, nu, count, beta1=beta1, beta2=beta2, eps=eps)
+        step = lr * leaf.direction
+        if decays(path):
+            step = step + weight_decay * at_least_float32(p)
+        return step, leaf.mu, leaf.nu
+
+    params, (mu, nu) = update_leaves(rule, grads, params, (state.mu, state.nu), schedule)
+    return params, AdamState(count, mu, nu)
+
+
+def adamw_torch_update(
+    grads: Tree,
+    state: AdamState,
+    params: Tree,
+    *,
+    lr: float,
+    schedule: Schedule = 1.0,
+    weight_decay: float = 1e-2,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    decays: Decays = lambda _: True,
+) -> tuple[Tree, AdamState]:
+    """p ← p - schedule · lr · (adam + weight_decay · p), with Torch's defaults.
+
+    Source: torch.optim.AdamW; arXiv:1711.05101, algorithm 2, with the rate as the multiplier.
+    """
+    return adamw_update(
+        grads,
+        state,
+        params,
+        lr=lr,
+        schedule=schedule,
+        weight_decay=lr * weight_decay,
+        beta1=beta1,
+        beta2=beta2,
+        eps=eps,
+        decays=decays,
+    )

@@ -1,0 +1,56 @@
+"""Lion: the sign of an interpolated momentum."""
+
+from typing import NamedTuple
+
+from array_api_compat import array_namespace
+
+from siglip_ref.optim.leaves import Decays, Schedule, kernels_decay
+from siglip_ref.optim.update import update_leaves
+from siglip_ref.precision import at_least_float32
+from siglip_ref.tree import tree_map
+from siglip_ref.types import Array, Tree
+
+
+class LionState(NamedTuple):
+    """The momentum, a tree like the parameters in at least float32."""
+
+    mu: Tree
+
+
+def lion_init(params: Tree) -> LionState:
+    """A momentum of zero."""
+    return LionState(tree_map(lambda p: array_namespace(p).zeros_like(at_least_float32(p)), params))
+
+
+def lion_update(
+    grads: Tree,
+    state: LionState,
+    params: Tree,
+    *,
+    lr: float,
+    schedule: Schedule = 1.0,
+    weight_decay: float = 1e-7,
+    beta1: float = 0.9,
+    beta2: float = 0.99,
+    decays: Decays = kernels_decay,
+) -> tuple[Tree, LionState]:
+    """p ← p - schedule · (lr · sign(β₁ μ + (1 - β₁) g) + weight_decay · p);  μ ← β₂ μ + (1 - β₂) g.
+
+    The decay is not multiplied by the learning rate, as in `adamw_update`. The defaults are those
+    of SigLiT on four chips, which has lr = 1e-4.
+
+    Raises ValueError if `grads` has not the paths of `params`.
+
+    Source: arXiv:2302.06675, algorithm 2; arXiv:2303.15343, section 4.2.
+    """
+
+    def rule(path: str, g: Array, p: Array, mu: Array) -> tuple[Array, ...]:
+        xp = array_namespace(g)
+        g = at_least_float32(g)
+        step = lr * xp.sign(beta1 * mu + (1 - beta1) * g)
+        if decays(path):
+            step = step + weight_decay * at_least_float32(p)
+        return step, beta2 * mu + (1 - beta2) * g
+
+    params, (mu,) = update_leaves(rule, grads, params, (state.mu,), schedule)
+    return params, LionState(mu)
