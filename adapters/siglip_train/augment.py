@@ -5,16 +5,18 @@ map of its colours.
 """
 
 from dataclasses import dataclass, fields
-from typing import Self
+from typing import Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-Pixels = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float64]
+Pixels: TypeAlias = npt.NDArray[np.uint8]
+Floats: TypeAlias = npt.NDArray[np.float64]
 
 _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+_NEAR_WHITE = 245
+_MAX_MEAN = 16
 _CHUNK = 8  # images whose colours are worked on at a time: what fits in a core's cache
 
 
@@ -51,7 +53,9 @@ class Augmentation:
     def __post_init__(self) -> None:
         least, most = self.scale
         if not 0 < least <= most:
-            raise ValueError(f"scale must be (least, most) with 0 < least <= most, got {self.scale}")
+            raise ValueError(
+                f"scale must be (least, most) with 0 < least <= most, got {self.scale}"
+            )
         limits = {"rotation": 180.0, "hue": 180.0}
         for field in fields(self)[1:]:
             value, limit = getattr(self, field.name), limits.get(field.name, 1.0)
@@ -69,9 +73,9 @@ def augment_batch(
 ) -> Pixels:
     """Images (n, side, side, 3) to changed images (n, size, size, 3).
 
-    The generator gives 13 numbers an image, all at the start, whatever the settings are. Sampling
-    is bilinear, after a mean over k x k pixels with k = round(side / size) against aliasing. What a
-    window shows beyond the image has the median colour of the image's border.
+    The generator gives 15 numbers an image, all at the start, whatever the settings are. Sampling
+    is bilinear, after a mean over k x k pixels with k = round(side / size), at most 16, against
+    aliasing. What a window shows beyond the image has the median colour of the image's border.
 
     Raises ValueError for images of another shape, TypeError for another type than uint8.
     """
@@ -81,12 +85,138 @@ def augment_batch(
         raise TypeError(f"images must be of type uint8, got {images.dtype}")
     if size < 1:
         raise ValueError(f"size must be at least 1, got {size}")
-    draws = rng.random((len(images), 13)).T
+    affine, colour, background = np.split(rng.random((len(images), 15)).T, (6, 11))
     border = _border_colours(images)
-    maps = _affine_maps(draws[:6], images.shape[1], size, settings)
-    changed = _transformed(images, maps, border, size)
-    near_white = (border >= 245).all(1)
-    for index in np.flatnonzero(near_white & (draws[6] < settings.background)):
-        _colour_background(changed[index], draws[7:10, index])
-    _recolour(changed, draws[10:13], draws[6], settings)
+    changed = _transformed(
+        images, _affine_maps(affine, images.shape[1], size, settings), border, size
+    )
+    near_white = (border >= _NEAR_WHITE).all(1)
+    for index in np.flatnonzero(near_white & (background[0] < settings.background)):
+        _colour_background(changed[index], 255 * background[1:, index])
+    _recolour(changed, *_colour_maps(colour, settings))
     return changed
+
+
+def _border_colours(images: Pixels) -> Pixels:
+    """The median colour of the outermost pixels, (n, 3)."""
+    edges = (images[:, 0], images[:, -1], images[:, :, 0], images[:, :, -1])
+    medians: Floats = np.median(np.concatenate(edges, 1), 1)
+    return medians.astype(np.uint8)
+
+
+def _affine_maps(draws: Floats, side: int, size: int, settings: Augmentation) -> Floats:
+    """(n, 2, 3): from positions in the output to positions in the image, both in pixels.
+
+    in = side/2 + shift + (side/size) R(angle) diag(width, height) (out - size/2)
+    """
+    least, most = settings.scale
+    scale = least + (most - least) * draws[0]
+    spread, angle, *places = 2 * draws[1:5] - 1
+    stretch = np.exp(settings.aspect / 2 * spread)
+    mirrored = np.where(draws[5] < settings.flip, -1.0, 1.0)
+    window = np.stack([scale * stretch, scale / stretch])
+    shift = side * np.stack(places) * (abs(1 - window) / 2 + settings.translation)
+    angle = np.deg2rad(settings.rotation) * angle
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    linear = turn * window * (side / size)
+    linear[:, 0] *= mirrored
+    offset = side / 2 + shift - size / 2 * linear.sum(1)
+    return np.moveaxis(np.concatenate([linear, offset[:, None]], 1), 2, 0)
+
+
+def _transformed(images: Pixels, maps: Floats, fill: Pixels, size: int) -> Pixels:
+    """The images sampled at the positions that the maps give, (n, size, size, 3).
+
+    Pillow rounds the weighted mean of four pixels down.
+    """
+    width = min(max(1, round(images.shape[1] / size)), _MAX_MEAN)
+    maps = maps.copy()
+    maps[:, :, 2] -= (width - 1) / 2  # the mean of pixels 0 ... k-1 becomes pixel 0
+    out = np.empty((len(images), size, size, 3), np.uint8)
+    for image, affine, colour, place in zip(images, maps, fill.tolist(), out, strict=True):
+        sampled = Image.fromarray(_box_mean(image, width)).transform(
+            (size, size),
+            Image.Transform.AFFINE,
+            affine.ravel().tolist(),
+            Image.Resampling.BILINEAR,
+            fillcolor=tuple(colour),
+        )
+        place[:] = np.asarray(sampled)
+    return out
+
+
+def _box_mean(image: Pixels, width: int) -> Pixels:
+    """The rounded means of all squares of a width, (side - width + 1,) * 2 + (3,)."""
+    if width == 1:
+        return image
+    count = len(image) - width + 1
+    rows = image[:, :count].astype(np.uint16)
+    for start in range(1, width):
+        rows += image[:, start : start + count]
+    total = rows[:count].copy()  # at most 255 * 16**2, which fits
+    for start in range(1, width):
+        total += rows[start : start + count]
+    total += width * width // 2
+    total //= width * width
+    return total.astype(np.uint8)
+
+
+def _colour_background(image: Pixels, colour: Floats) -> None:
+    """Give the near-white pixels that are connected to a side another colour, in place.
+
+    Their neighbours, where a drawing's edge is mixed with white, get a share of it, by their
+    darkest channel: all of it if that is white, as at a black drawing's edge, none if it is black.
+    """
+    darkest = image.min(2)
+    white = darkest >= _NEAR_WHITE
+    connected = np.zeros_like(white)
+    for turns in range(4):  # first what is seen along straight lines, because it is most
+        np.rot90(connected, turns)[:] |= np.logical_and.accumulate(np.rot90(white, turns), 0)
+    while (grown := white & _with_neighbours(connected)).sum() > connected.sum():
+        connected = grown
+    share = np.where(connected, 1, _with_neighbours(connected) * (darkest / 255))[..., None]
+    image[:] = np.rint(image + share * (colour - 255)).clip(0, 255)
+
+
+def _with_neighbours(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """The mask and the pixels above, below, left and right of it."""
+    grown = mask.copy()
+    grown[1:] |= mask[:-1]
+    grown[:-1] |= mask[1:]
+    grown[:, 1:] |= mask[:, :-1]
+    grown[:, :-1] |= mask[:, 1:]
+    return grown
+
+
+def _colour_maps(draws: Floats, settings: Augmentation) -> tuple[Floats, Floats]:
+    """Matrices (n, 3, 3) and offset (n,) of: hue, then saturation, brightness, contrast.
+
+    Hue turns colours about the grey axis by an angle a:
+    cos a I + (1 - cos a)/3 ones + sin a/sqrt 3 [[0, -1, 1], [1, 0, -1], [-1, 1, 0]].
+    """
+    ranges = (settings.brightness, settings.contrast, settings.saturation)
+    brightness, contrast, saturation = (
+        (1 + span * (2 * draw - 1))[:, None, None]
+        for span, draw in zip(ranges, draws[:3], strict=True)
+    )
+    saturation = np.where((draws[4] < settings.grey)[:, None, None], 0, saturation)
+    angle = (np.deg2rad(settings.hue) * (2 * draws[3] - 1))[:, None, None]
+    hue = (
+        np.cos(angle) * np.eye(3)
+        + (1 - np.cos(angle)) / 3
+        + np.sin(angle) / np.sqrt(3) * np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]])
+    )
+    towards_grey = saturation * np.eye(3) + (1 - saturation) * _LUMA
+    return contrast * brightness * (towards_grey @ hue), 127.5 * (1 - contrast[:, 0, 0])
+
+
+def _recolour(images: Pixels, matrices: Floats, offsets: Floats) -> None:
+    """v -> matrix v + offset, rounded and clipped to 0 ... 255, in place."""
+    pixels = images.reshape(len(images), images.shape[1] * images.shape[2], 3)
+    columns = matrices.swapaxes(1, 2).astype(np.float32)
+    shifts = offsets.astype(np.float32)[:, None, None] + np.float32(0.5)
+    for start in range(0, len(images), _CHUNK):
+        some = slice(start, start + _CHUNK)
+        changed = pixels[some].astype(np.float32) @ columns[some]
+        changed += shifts[some]
+        pixels[some] = np.clip(changed, 0, 255, out=changed)

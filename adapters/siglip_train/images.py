@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 MAX_PIXELS = 2**26
 """Larger images (67 megapixels) are refused before they are unpacked."""
@@ -57,7 +57,7 @@ def decode_image(data: bytes, size: int) -> npt.NDArray[np.uint8]:
         raise ImageError(f"image has more than {MAX_PIXELS} pixels: {error}") from error
     except Exception as error:  # Pillow's readers raise whatever damaged data lead them to
         # A message may hold the address of a buffer, which would differ from run to run.
-        detail = "unknown format" if isinstance(error, Image.UnidentifiedImageError) else error
+        detail = "unknown format" if isinstance(error, UnidentifiedImageError) else error
         raise ImageError(f"image cannot be decoded: {detail}") from error
 
 
@@ -84,7 +84,7 @@ def _pixels(image: Image.Image, size: int) -> npt.NDArray[np.uint8]:
 
 
 def _orientation(image: Image.Image) -> int | None:
-    """The EXIF orientation; None if there is none or EXIF is damaged, as the picture may be fine."""
+    """The EXIF orientation; None if there is none, or EXIF alone is damaged."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # see decode_image

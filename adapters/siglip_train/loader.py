@@ -4,6 +4,7 @@ A batch depends on the data, the settings and its position (epoch, number) only.
 resumes sees what an uninterrupted one would have seen, and threads that work ahead change nothing.
 """
 
+from array import array
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from siglip_train.augment import Augmentation, augment_batch
-from siglip_train.captions import CaptionTemplates, Metadata, draw_caption, strings_of
-from siglip_train.datasets import Dataset, Skips
-from siglip_train.images import decode_image, normalize
+from siglip_train.captions import CaptionTemplates, draw_caption, strings_of
+from siglip_train.datasets import Dataset, SampleError, Skips
+from siglip_train.images import ImageError, decode_image, normalize
 from siglip_train.sampler import Ints, epoch_batches, group_ids
 from siglip_train.tokenizer import Tokenizer
 
@@ -35,7 +36,7 @@ class Batch(NamedTuple):
 
 
 class _Failure(NamedTuple):
-    index: int
+    sample: int
     reason: str
 
 
@@ -50,11 +51,11 @@ class BatchLoader:
     """An endless, resumable stream of batches of `batch_size` pairs.
 
     Samples. Those without a usable caption are left out from the start. No two samples of a batch
-    have the same concept (the field `concept`; without it, the same captions): see
-    `sampler.epoch_batches`. An image that turns out to be unreadable is replaced by a random
-    sample that keeps the groups distinct, so the batch keeps its size; the replacement may occur
-    elsewhere in the epoch too. Both kinds are recorded in `skips`, once each; with `strict` they
-    are errors.
+    have the same concept (the field `concept`; without it, the same captions; without those, each
+    stands alone): see `sampler.epoch_batches`. An image that turns out to be unreadable is
+    replaced by a random sample that keeps the groups distinct, so the batch keeps its size; the
+    replacement may occur elsewhere in the epoch too. Both kinds are recorded in `skips`, once
+    each; with `strict` they are errors.
 
     Images. Stored at `storage_size` a side, then brought to `image_size` by the augmentation;
     without one they are stored at `image_size`. If all of them fit in `cache_bytes`, each is read
@@ -90,8 +91,7 @@ class BatchLoader:
             raise ValueError(
                 f"batch_size must be at least 1 and workers at least 0, got {batch_size}, {workers}"
             )
-        self._samples = usable_samples(dataset, templates, skips, strict=strict)
-        self._groups = group_ids([_group_key(int(i), dataset.metadata(i)) for i in self._samples])
+        self._samples, self._groups = usable_samples(dataset, templates, skips, strict=strict)
         distinct = np.unique(self._groups).size
         if batch_size > distinct:
             raise ValueError(
@@ -177,15 +177,16 @@ class BatchLoader:
                 try:
                     stored[slot] = self._images.read(index)
                     break
-                except (ValueError, OSError) as error:
-                    if self._strict:
-                        raise ValueError(f"sample {self._dataset.key(index)}: {error}") from error
+                except (SampleError, ImageError) as error:
                     failed[place] = _Failure(index, str(error))
-                if len(failed) > chosen.size + _FAILURES_FORGIVEN:
-                    raise ValueError(
-                        f"{len(failed)} samples tried for a batch of {chosen.size} have no "
-                        f"readable image; the last: {failed[place].reason}"
-                    )
+                    named = f"sample {self._dataset.key(index)}: {error}"
+                    if self._strict:
+                        raise ValueError(named) from error
+                    if len(failed) > chosen.size + _FAILURES_FORGIVEN:
+                        raise ValueError(
+                            f"{len(failed)} samples tried for a batch of {chosen.size} have no "
+                            f"readable image; the last is {named}"
+                        ) from error
                 chosen[slot] = self._spare(np.delete(chosen, slot), failed, rng)
         return stored, chosen, list(failed.values())
 
@@ -203,30 +204,37 @@ class BatchLoader:
         )
 
     def _record(self, failures: list[_Failure]) -> None:
-        for index, reason in failures:
-            if index not in self._recorded:
-                self._recorded.add(index)
-                self._skips.record(reason, self._dataset.key(index))
+        for sample, reason in failures:
+            if sample not in self._recorded:
+                self._recorded.add(sample)
+                self._skips.record(reason, self._dataset.key(sample))
 
 
 def usable_samples(
     dataset: Dataset, templates: CaptionTemplates, skips: Skips, *, strict: bool
-) -> Ints:
-    """Indices of the samples that some template fits; the others are recorded in `skips`.
+) -> tuple[Ints, Ints]:
+    """Indices of the samples that some template fits, and the group of each; reads no image.
 
-    Reads no image. With `strict` a sample that none fits raises ValueError.
+    The others are recorded in `skips`; with `strict` the first of them raises ValueError.
     """
-    usable = []
-    for index in range(len(dataset)):
-        try:
-            templates.eligible(dataset.metadata(index))
-        except ValueError as error:
-            if strict:
-                raise ValueError(f"sample {dataset.key(index)}: {error}") from error
-            skips.record(str(error), dataset.key(index))
-        else:
-            usable.append(index)
-    return np.array(usable, np.int64)
+    usable = array("q")
+
+    def group_keys() -> Iterator[str]:
+        for index in range(len(dataset)):
+            try:
+                metadata = dataset.metadata(index)
+                templates.eligible(metadata)
+            except ValueError as error:
+                if strict:
+                    raise ValueError(f"sample {dataset.key(index)}: {error}") from error
+                skips.record(str(error), dataset.key(index))
+            else:
+                usable.append(index)
+                words = strings_of(metadata, "concept") or strings_of(metadata, "caption")
+                yield "\n".join(words) or f"\n{index}"
+
+    groups = group_ids(group_keys())
+    return np.array(usable, np.int64), groups
 
 
 class _Images:
@@ -242,15 +250,10 @@ class _Images:
     def read(self, index: int) -> npt.NDArray[np.uint8]:
         """Image (size, size, 3); threads may read at the same time."""
         if self._cached[index]:
-            return self._cache[index]
+            kept: npt.NDArray[np.uint8] = self._cache[index]
+            return kept
         image = decode_image(self._dataset.read(index).image, self.size)
         if self._cache.size:
             self._cache[index] = image
             self._cached[index] = True  # only now: another thread may be reading
         return image
-
-
-def _group_key(index: int, metadata: Metadata) -> str:
-    """What a sample shows, in words: its concept or its captions; else it stands alone."""
-    words = strings_of(metadata, "concept") or strings_of(metadata, "caption")
-    return "\n".join(words) or f"\n{index}"

@@ -100,8 +100,7 @@ def train(
                 raise TrainingError(
                     f"the loss is {record['loss']} at step {state.step + 1}; the parameters before "
                     f"it are in the last checkpoint in {folder}. A lower learning_rate "
-                    f"(now {settings.learning_rate}) or a longer warmup_steps "
-                    f"(now {settings.warmup_steps}) may help"
+                    f"(now {settings.learning_rate}) or a longer warmup (now {settings.warmup}) may help"
                 )
             ema = state.ema
             if settings.ema:

@@ -1,6 +1,6 @@
 """The order of the samples: batches of distinct groups, as a function of seed and epoch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -8,10 +8,10 @@ import numpy.typing as npt
 Ints = npt.NDArray[np.int64]
 
 
-def group_ids(keys: Sequence[str]) -> Ints:
+def group_ids(keys: Iterable[str]) -> Ints:
     """Ids 0, 1, ... in order of first appearance, (n,): equal strings get equal ids."""
     seen: dict[str, int] = {}
-    return np.fromiter((seen.setdefault(key, len(seen)) for key in keys), np.int64, len(keys))
+    return np.fromiter((seen.setdefault(key, len(seen)) for key in keys), np.int64)
 
 
 def epoch_batches(groups: Ints, batch_size: int, seed: int, epoch: int) -> Ints:

@@ -72,7 +72,9 @@ class Settings:
     beta2: float = _setting(0.95, "decay of the second moment")
     clip_norm: float = _setting(1.0, "clip the global gradient norm to this; 0 for never")
     schedule: Literal["cosine", "linear", "rsqrt"] = _setting("cosine", "after the warmup")
-    warmup_steps: int = _setting(100, "steps of linear warmup")
+    warmup: float = _setting(
+        0.1, "linear warmup: a number of steps or, below 1, this part of all steps"
+    )
     freeze: tuple[str, ...] = _setting((), "paths of parameters to keep, such as img/")
     ema: float = _setting(0.0, "decay of the average of parameters that is evaluated; 0 for none")
     init_from: str = _setting("", "checkpoint to start from: ours, or Hugging Face's safetensors")
@@ -90,7 +92,7 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "checkpoint_every", "keep", "workers"):
             _check(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        for name in ("tile", "microbatch", "eval_every", "warmup_steps", "seed", "clip_norm"):
+        for name in ("tile", "microbatch", "eval_every", "warmup", "seed", "clip_norm"):
             _check(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
         for name in ("learning_rate", "temperature_init"):
             _check(getattr(self, name) > 0, name, "above 0", getattr(self, name))
@@ -109,7 +111,15 @@ class Settings:
             f"one of {', '.join(sr.variants)}",
             self.variant,
         )
+        _check(
+            self.warmup_steps < self.steps, "warmup", f"shorter than {self.steps} steps", self.warmup
+        )
         self.initial_bias()
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps of linear warmup."""
+        return int(self.warmup * self.steps if self.warmup < 1 else self.warmup)
 
     def initial_bias(self) -> float:
         """The value of b at step 0."""

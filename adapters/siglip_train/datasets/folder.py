@@ -47,6 +47,8 @@ class CaptionFile:
         try:
             for number, row in enumerate(_rows(path), 1):
                 try:
+                    if isinstance(row, SampleError):
+                        raise row
                     parsed = parse_object(row)
                     columns.update(dict.fromkeys(parsed))
                     self._image_path(parsed)
@@ -101,13 +103,13 @@ class CaptionFile:
 
     def _image_path(self, row: dict[str, Any]) -> Path:
         path = self._folder / self._image_name(row)
-        if not os.path.isfile(path):  # noqa: PTH113 (False, too, for names that no file can have)
+        if not os.path.isfile(path):  # False, too, for names that no file can have
             raise SampleError(f"image file does not exist: {path}")
         return path
 
 
-def _rows(path: Path) -> Iterator[bytes]:
-    """The rows as JSON text."""
+def _rows(path: Path) -> Iterator[bytes | SampleError]:
+    """The rows as JSON text, or what is wrong with them."""
     kind = path.suffix.lower()
     if kind in (".csv", ".tsv"):
         yield from _table_rows(path, tabs=kind == ".tsv")
@@ -123,7 +125,7 @@ def _rows(path: Path) -> Iterator[bytes]:
         yield from (json.dumps(row).encode() for row in rows)
 
 
-def _table_rows(path: Path, *, tabs: bool) -> Iterator[bytes]:
+def _table_rows(path: Path, *, tabs: bool) -> Iterator[bytes | SampleError]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         header = file.readline()
         tabs = tabs or ("\t" in header and "," not in header)
@@ -134,6 +136,9 @@ def _table_rows(path: Path, *, tabs: bool) -> Iterator[bytes]:
             raise DataError(f"captions file {path} has no header")
         for values in reader:
             if values:
-                short = len(values) > len(columns)
-                row = values if short else dict(zip(columns, values, strict=False))
-                yield json.dumps(row).encode()
+                if len(values) > len(columns):
+                    yield SampleError(
+                        f"row has more values than the header: {len(values)}, not {len(columns)}"
+                    )
+                else:
+                    yield json.dumps(dict(zip(columns, values, strict=False))).encode()

@@ -97,5 +97,3 @@ def _files_in(folder: Path) -> list[Path]:
 
 def _raise_for(reason: str, key: str) -> None:
     raise DataError(f"sample {key}: {reason}")
-
-

@@ -23,12 +23,12 @@ from siglip_train.datasets.problems import DataError, Report, SampleError
 from siglip_train.datasets.tar import Member, TarError, regular_files
 
 SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
-IMAGE_EXTENSIONS = (
-    *("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "avif"),
-)
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "avif")
 _GZIP = b"\x1f\x8b"
 _IMAGE, _JSON, _TEXT = range(3)
-_KINDS = range(3)
+
+_Members = list[Member | None]
+"""The image, JSON and text members of a sample."""
 
 
 class Shard:
@@ -135,13 +135,12 @@ def _split(name: str) -> tuple[str, str] | None:
     return (folder + slash + stem, extension.lower()) if stem and dot else None
 
 
-def _samples(
-    file: BinaryIO, end: int, image_key: str | None
-) -> Iterator[tuple[str, list[Member | None]]]:
-    """Key, and the image, JSON and text members, of each sample."""
+def _samples(file: BinaryIO, end: int, image_key: str | None) -> Iterator[tuple[str, _Members]]:
+    """Key and members of each sample."""
     wanted = IMAGE_EXTENSIONS if image_key is None else (image_key.lower().removeprefix("."),)
     kinds = {"txt": _TEXT, "json": _JSON, **dict.fromkeys(wanted, _IMAGE)}
-    current, members = "", [None for _ in _KINDS]
+    current = ""
+    members: _Members = [None, None, None]
     for member in regular_files(file, end):
         split = _split(member.name)
         if split is None:
@@ -150,14 +149,14 @@ def _samples(
         if key != current:
             if current:
                 yield current, members
-            current, members = key, [None for _ in _KINDS]
+            current, members = key, [None, None, None]
         if extension in kinds:
             members[kinds[extension]] = member
     if current:
         yield current, members
 
 
-def _problem(members: list[Member | None]) -> str:
+def _problem(members: _Members) -> str:
     if not members[_IMAGE]:
         return "no image in the shard beside the caption or metadata"
     if not members[_JSON] and not members[_TEXT]:

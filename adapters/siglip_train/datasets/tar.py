@@ -106,7 +106,7 @@ def _checked_size(header: bytes, offset: int) -> int:
 
 
 def _pax(records: bytes, offset: int) -> tuple[str | None, int | None]:
-    """Name and size from the records "LENGTH KEY=VALUE\\n" of an extended header, if it has any."""
+    """Name and size, if given, from the lines "LENGTH KEY=VALUE" of an extended header."""
     name, size = None, None
     try:
         while records:

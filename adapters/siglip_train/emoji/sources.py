@@ -107,8 +107,10 @@ def read_drawings(folder: Path, concepts: dict[str, Concept]) -> Iterator[Drawin
                 if image.convert("L").getextrema()[0] < 230:
                     yield Drawing(concepts[codepoints], vendor, style, image)
     for (vendor, style), source in RENDERED.items():
-        for path in sorted(unpacked(folder, source).rglob("*.webp")):
-            if (codepoints := _key(path.stem)) in concepts:
+        # Some emoji are there twice, with and without the variation selector.
+        paths = {_key(path.stem): path for path in sorted(unpacked(folder, source).rglob("*.webp"))}
+        for codepoints, path in paths.items():
+            if codepoints in concepts:
                 with Image.open(path) as opened:
                     image = _on_white(opened)
                 yield Drawing(concepts[codepoints], vendor, style, image)

@@ -1,0 +1,58 @@
+"""The optimizer and schedule that the settings name, behind one pair of functions."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import siglip_ref as sr
+from siglip_ref.types import Tree
+from siglip_train.settings import Settings
+
+
+class Optimizer(NamedTuple):
+    """State as a dict of trees, so that checkpoints can hold it."""
+
+    init: Callable[[Tree], Tree]
+    """Parameters to the first state."""
+
+    update: Callable[[Tree, Tree, Tree, int], tuple[Tree, Tree, float]]
+    """(grads, state, params, step) to (params, state, the schedule's factor at this step)."""
+
+
+def make_optimizer(settings: Settings) -> Optimizer:
+    """Adam, Adafactor or Lion with warmup and a schedule; frozen paths stay as they are."""
+    state_type, init, rule = _rules(settings)
+
+    def update(grads: Tree, state: Tree, params: Tree, step: int) -> tuple[Tree, Tree, float]:
+        factor = schedule_factor(settings, step)
+        params, new_state = rule(
+            grads,
+            state_type(**state),
+            params,
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            schedule=lambda path: 0.0 if path.startswith(settings.freeze) else factor,
+        )
+        return params, new_state._asdict(), factor
+
+    return Optimizer(lambda params: init(params)._asdict(), update)
+
+
+def schedule_factor(settings: Settings, step: int) -> float:
+    """The factor of the next update, after `step` of them: 0 for the first if there is a warmup."""
+    warmup = settings.warmup_steps
+    if settings.schedule == "rsqrt":
+        return sr.optim.rsqrt_schedule(step, warmup=warmup)
+    shape = {"cosine": sr.optim.cosine_schedule, "linear": sr.optim.linear_schedule}
+    return shape[settings.schedule](step, total=settings.steps, warmup=warmup)
+
+
+def _rules(settings: Settings) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
+    """The type of the state, its first value, and the update rule."""
+    optim = sr.optim
+    if settings.optimizer == "lion":
+        return optim.LionState, optim.lion_init, optim.lion_update
+    if settings.optimizer == "adafactor":
+        update = partial(optim.adafactor_update, beta2_cap=settings.beta2)
+        return optim.AdafactorState, optim.adafactor_init, update
+    return optim.AdamState, optim.adamw_init, partial(optim.adamw_update, beta2=settings.beta2)

@@ -1,0 +1,19 @@
+"""Fixtures and settings of all tests."""
+
+import os
+
+import pytest
+from backends import BACKENDS
+from hypothesis import HealthCheck, settings
+
+COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("dev", max_examples=12, **COMMON)
+settings.register_profile("ci", max_examples=16, derandomize=True, print_blob=True, **COMMON)
+settings.load_profile("ci" if os.environ.get("CI") == "true" else "dev")
+
+
+@pytest.fixture(params=BACKENDS, ids=lambda backend: backend.name)
+def backend(request):
+    """Every array library in turn; a missing one is a visible skip, and a failure in CI."""
+    request.param.require()
+    return request.param

@@ -1,0 +1,45 @@
+"""The laws of every backward pass of the core, in float64, on random shapes."""
+
+import pytest
+from derivatives import assert_backward_is_the_adjoint, assert_gradient_is_the_slope
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from strategies import OPERATIONS
+
+from siglip_ref import encoders, losses, primitives
+
+FEW = settings(
+    max_examples=settings.default.max_examples // 4,
+    phases=(Phase.explicit, Phase.reuse, Phase.generate),
+)
+"""For examples that take tenths of a second: too slow to shrink, and small as they are."""
+
+ENCODERS = {name for name in OPERATIONS if f"{name}_bwd" in encoders.__all__}
+SMALL = [name for name in OPERATIONS if name not in ENCODERS]
+
+
+@pytest.mark.parametrize("name", SMALL)
+@given(data=st.data())
+def test_the_gradient_is_the_slope_of_the_output(name, data):
+    assert_gradient_is_the_slope(*OPERATIONS[name].draw(data))
+
+
+@pytest.mark.parametrize("name", sorted(ENCODERS))
+@FEW
+@given(data=st.data())
+def test_the_gradient_of_an_encoder_is_the_slope_of_its_output(name, data):
+    assert_gradient_is_the_slope(*OPERATIONS[name].draw(data))
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+@FEW
+@given(data=st.data())
+def test_the_backward_pass_is_the_adjoint_of_the_forward_pass(name, data):
+    assert_backward_is_the_adjoint(*OPERATIONS[name].draw(data))
+
+
+def test_every_operation_with_a_backward_pass_is_held_to_the_laws():
+    exported = {*primitives.__all__, *encoders.__all__, *losses.__all__}
+    backward = {name.removesuffix("_bwd") for name in exported if name.endswith("_bwd")}
+    tiled = {name for name in exported if name.startswith("tiled_")}
+    assert backward | tiled == OPERATIONS.keys()
