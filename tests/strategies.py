@@ -336,7 +336,7 @@ OPERATIONS = {
         f"tiled_{name}_loss": Operation(
             partial(_tiled_loss, name),
             distinct("n", "m", "d", "tile", most=8, d=2),
-            {"n": 5, "m": 7, "d": 3, "tile": 2},
+            {"n": 5, "m": 7, "d": 3, "tile": 4},
         )
         for name in ("sigmoid", "softmax")
     },

@@ -112,7 +112,10 @@ class Settings:
             self.variant,
         )
         _check(
-            self.warmup_steps < self.steps, "warmup", f"shorter than {self.steps} steps", self.warmup
+            self.warmup_steps < self.steps,
+            "warmup",
+            f"shorter than {self.steps} steps",
+            self.warmup,
         )
         self.initial_bias()
 

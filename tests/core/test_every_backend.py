@@ -6,11 +6,14 @@ residuals included.
 
 import numpy as np
 import pytest
-from backends import BACKENDS, NUMPY, library
+from backends import BACKENDS, NUMPY, library, map_arrays
 from derivatives import cotangent, run
 from strategies import OPERATIONS
 
 from siglip_ref.tree import flatten
+
+PARTS = [name for name in OPERATIONS if name not in ("encoder", "image", "text")]
+"""The towers run on every backend in test_model.py."""
 
 ULPS = {np.float32: 100, np.float64: 1000}
 """Of the largest element, in units of 2^-24 and 2^-53. The numbers of float64 stand against
@@ -18,12 +21,12 @@ those of NumPy, and JAX's exp is good to about ten units only; a block has some 
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
-@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize("name", PARTS)
 def test_outputs_and_gradients_are_those_of_numpy_in_float64(name, backend, dtype):
     # The inputs and the cotangent are float32 numbers, so that both compute the same thing.
     case = OPERATIONS[name].example()
-    case = case._replace(inputs={key: as_float32(x) for key, x in case.inputs.items()})
-    dout = as_float32(cotangent(case, np.random.default_rng(1)))
+    case = case._replace(inputs=map_arrays(lambda x: rounded(x, np.float32), case.inputs))
+    dout = rounded(cotangent(case, np.random.default_rng(1)), np.float32)
     want_out, want = run(case, dout)
     out, got = run(case, dout, backend, dtype)
     assert out.dtype == dtype
@@ -36,17 +39,15 @@ def test_outputs_and_gradients_are_those_of_numpy_in_float64(name, backend, dtyp
         assert_near(gradients[path], wanted, ULPS[dtype], path, np.max(np.abs(scale)))
 
 
-HALF = [name for name in OPERATIONS if name not in ("encoder", "image", "text")]
-
-
-@pytest.mark.parametrize("name", HALF)
+@pytest.mark.parametrize("name", PARTS)
 def test_float16_goes_in_and_comes_out(name):
     case = OPERATIONS[name].example()
-    dout = cotangent(case, np.random.default_rng(1))
-    out, gradients = run(case, dout, NUMPY, np.float16)
-    # A loss is returned in float32: a mean of many pairs does not fit into 16 bits.
-    assert out.dtype == (np.float32 if name.endswith("loss") else np.float16)
+    case = case._replace(inputs=map_arrays(lambda x: rounded(x, np.float16), case.inputs))
+    dout = rounded(cotangent(case, np.random.default_rng(1)), np.float16)
     want_out, want = run(case, dout)
+    out, gradients = run(case, dout, NUMPY, np.float16)
+    # A loss is returned in float32: the sum over many pairs does not fit into 16 bits.
+    assert out.dtype == (np.float32 if name.endswith("loss") else np.float16)
     assert_near(out, want_out, 100, "out")
     for path, gradient in flatten(gradients).items():
         assert gradient.dtype == np.float16, path
@@ -54,11 +55,9 @@ def test_float16_goes_in_and_comes_out(name):
         assert_near(gradient, flatten(want)[path], 100, path, np.max(np.abs(scale)))
 
 
-def as_float32(tree):
-    """The nearest float32 numbers, in float64."""
-    if isinstance(tree, dict):
-        return {name: as_float32(child) for name, child in tree.items()}
-    return tree.astype(np.float32).astype(np.float64)
+def rounded(x, dtype):
+    """The nearest numbers of `dtype`, in float64."""
+    return x.astype(dtype).astype(np.float64)
 
 
 def assert_near(got, want, ulps, path, scale=None):
@@ -110,4 +109,6 @@ def test_a_function_that_leaves_the_device_is_caught():
     device1.require()
     strict = library("array_api_strict")
     with pytest.raises(AssertionError, match="device changed"):
-        device1.call(lambda x: x.to_device(strict.Device("CPU_DEVICE")), device1.asarray(np.ones(3)))
+        device1.call(
+            lambda x: x.to_device(strict.Device("CPU_DEVICE")), device1.asarray(np.ones(3))
+        )

@@ -145,7 +145,9 @@ def test_a_frozen_tower_keeps_every_bit(tmp_path):
     for path, leaf in start.items():
         if path.startswith("params/img/"):
             np.testing.assert_array_equal(leaf, end[path], err_msg=path)
-    moved = [p for p in start if p.startswith("params/txt/") and not np.array_equal(start[p], end[p])]
+    moved = [
+        p for p in start if p.startswith("params/txt/") and not np.array_equal(start[p], end[p])
+    ]
     assert len(moved) > 10
 
 

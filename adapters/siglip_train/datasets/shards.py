@@ -84,8 +84,15 @@ class Shard:
 
     def metadata(self, index: int) -> dict[str, Any]:
         """The object in `.json`, with the caption from `.txt`, if there is one."""
-        text = self._bytes(index, _TEXT)
-        described = self._bytes(index, _JSON)
+        described, text = self._members(index, _JSON, _TEXT)
+        return self._merged(described, text)
+
+    def read(self, index: int) -> Example:
+        """See Dataset."""
+        image, described, text = self._members(index, _IMAGE, _JSON, _TEXT)
+        return Example(self.key(index), image or b"", self._merged(described, text))
+
+    def _merged(self, described: bytes | None, text: bytes | None) -> dict[str, Any]:
         metadata = parse_object(described) if described is not None else {}
         if text is not None and self._caption_key == DEFAULT_CAPTION_KEY:
             try:
@@ -94,25 +101,21 @@ class Shard:
                 raise SampleError(f"caption is not UTF-8 text: {error}") from error
         return with_caption(metadata, self._caption_key)
 
-    def read(self, index: int) -> Example:
-        """See Dataset."""
-        image = self._bytes(index, _IMAGE)
-        return Example(self.key(index), image or b"", self.metadata(index))
-
-    def _bytes(self, index: int, kind: int) -> bytes | None:
-        index = checked_index(index, len(self))
-        relative, size = map(int, self._parts[index, kind])
-        if not relative:
-            return None
+    def _members(self, index: int, *kinds: int) -> list[bytes | None]:
+        """The contents of some members of a sample, None for those that it does not have."""
+        start = int(self._starts[checked_index(index, len(self))])
+        parts = self._parts[index].tolist()
+        contents: list[bytes | None] = []
         try:
             with self._open() as file:
-                file.seek(int(self._starts[index]) + relative)
-                content = file.read(size)
+                for relative, size in (parts[kind] for kind in kinds):
+                    file.seek(start + relative)
+                    contents.append(file.read(size) if relative else None)
+                    if len(contents[-1] or b"") != size:
+                        raise SampleError(f"shard was truncated: wanted {size} bytes more")
         except OSError as error:
             raise SampleError(f"shard cannot be read any more: {error}") from error
-        if len(content) != size:
-            raise SampleError(f"shard was truncated: wanted {size} bytes, got {len(content)}")
-        return content
+        return contents
 
     def _open(self) -> BinaryIO:
         return self._path.open("rb") if self._content is None else io.BytesIO(self._content)
