@@ -113,6 +113,10 @@ class BatchLoader:
         )
         self._recorded: set[int] = set()
 
+    def __len__(self) -> int:
+        """How many samples there are to draw from."""
+        return int(self._samples.size)
+
     def batches(
         self, start_epoch: int = 0, start_batch: int = 0
     ) -> Generator[tuple[int, int, Batch]]:

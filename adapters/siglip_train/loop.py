@@ -17,7 +17,7 @@ from tqdm import tqdm
 import siglip_ref as sr
 from siglip_ref.backend import Backend, Map
 from siglip_ref.types import Tree
-from siglip_train.checkpoints import save_checkpoint
+from siglip_train.checkpoints import keep_newest, save_checkpoint, step_path
 from siglip_train.loader import BatchLoader
 from siglip_train.optimizer import Optimizer, make_optimizer
 from siglip_train.settings import Settings
@@ -176,20 +176,22 @@ def summary(step: int, metrics: dict[str, float]) -> str:
     recalls = ", ".join(
         f"{name.removesuffix('/R@5')} {value:.1%}"
         for name, value in metrics.items()
-        if name.endswith("to_text/R@5") or name.endswith("to_image/R@5")
+        if name.endswith("/R@5")
     )
     return f"step {step}: R@5 {recalls}"
 
 
-def save_state(folder: Path, state: TrainState, settings: Settings) -> Path:
-    """Write the checkpoint of a state and remove those no longer kept."""
-    return save_checkpoint(
-        folder,
-        step=state.step,
-        trees={"params": state.params, "optimizer": state.optimizer, "ema": state.ema},
-        metadata={"epoch": state.epoch, "batch": state.batch, "settings": settings.to_toml()},
-        keep=settings.keep,
-    )
+def save_state(folder: Path, state: TrainState, settings: Settings) -> None:
+    """Write the checkpoint of a state, and remove those no longer kept."""
+    trees = {"params": state.params, "optimizer": state.optimizer, "ema": state.ema}
+    metadata = {
+        "step": state.step,
+        "epoch": state.epoch,
+        "batch": state.batch,
+        "settings": settings.to_toml(),
+    }
+    save_checkpoint(step_path(folder, state.step), trees, metadata)
+    keep_newest(folder, settings.keep)
 
 
 class MetricsFile:

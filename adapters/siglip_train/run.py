@@ -1,0 +1,172 @@
+"""A run from its settings to its report: what the command does."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+
+import siglip_ref as sr
+from siglip_ref.types import Tree
+from siglip_train.backends import find_backend
+from siglip_train.checkpoints import (
+    CheckpointError,
+    load_checkpoint,
+    load_latest,
+    params_from_huggingface,
+    read_safetensors,
+    step_path,
+    write_atomically,
+)
+from siglip_train.corpus import open_tokenizer, open_training, read_validation
+from siglip_train.datasets import Skips
+from siglip_train.evaluation import Embedded, embed_task, format_table, make_tasks, task_metrics
+from siglip_train.loop import (
+    TrainState,
+    evaluated_params,
+    initial_state,
+    read_metrics,
+    save_state,
+    train,
+)
+from siglip_train.report import write_report
+from siglip_train.settings import Settings
+
+MOST_VALIDATION_PAIRS = 5000
+
+
+def run(settings: Settings, folder: Path, *, resume: bool) -> bool:
+    """Train in a new run folder, or on in an old one; returns whether it was stopped early.
+
+    Raises ValueError for settings, data or checkpoints that cannot be used: before anything is
+    written, except that a run that resumes has its folder already.
+    """
+    backend = find_backend(settings.backend)
+    tokenizer = open_tokenizer(settings)
+    config = settings.model_config(tokenizer.vocab_size)
+    skips = Skips()
+    state = resumed_state(folder) if resume else new_state(settings, config)
+    sr.check_params(state.params, config)
+    pairs = read_validation(settings, config, skips, most=MOST_VALIDATION_PAIRS)
+    loader = open_training(settings, config, tokenizer, skips)
+    tasks = make_tasks(pairs)
+
+    if not resume:
+        claim(folder)
+    write_atomically(folder / "config.toml", settings.to_toml().encode())
+    if not resume:
+        save_state(folder, state, settings)
+    print(
+        f"{sr.num_params(config):,} parameters, {len(loader):,} training and {len(pairs):,} "
+        f"validation pairs, {settings.loss} loss, steps {state.step} to {settings.steps}, "
+        f"in {folder}"
+    )
+
+    def embed(params: Tree) -> list[Embedded]:
+        with backend.parallel_map() as parallel_map:
+            return [
+                embed_task(task, params, config, tokenizer, backend, parallel_map)
+                for task in tasks
+            ]
+
+    def evaluate(params: Tree) -> dict[str, float]:
+        return {key: value for part in embed(params) for key, value in task_metrics(part).items()}
+
+    state, stopped = train(state, settings, config, loader, evaluate, folder, backend)
+    if skips.total:
+        print(skips.summary())
+    if stopped:
+        print(
+            f"stopped after step {state.step} of {settings.steps}; the checkpoint is "
+            f"{step_path(folder, state.step)}\ngo on with: siglip-train --resume {folder}"
+        )
+        return True
+    report(settings, folder, state, embed(evaluated_params(state)), skips)
+    return False
+
+
+def report(
+    settings: Settings, folder: Path, state: TrainState, embedded: list[Embedded], skips: Skips
+) -> None:
+    """Write the pictures and the page, and print the results and where everything is."""
+    records = read_metrics(folder / "metrics.jsonl")
+    metrics = records[-1].get("eval", {}) if records else {}
+    params = evaluated_params(state)
+    write_report(
+        folder,
+        records=records,
+        metrics=metrics,
+        embedded=embedded,
+        t=math.exp(float(params["t_prime"])),
+        b=float(params["b"]),
+        config_text=settings.to_toml(),
+        skipped=skips.summary() if skips.total else "",
+    )
+    if metrics:
+        print(format_table(metrics))
+    print(f"pictures:   {folder / 'report.html'}")
+    print(f"checkpoint: {step_path(folder, state.step)}")
+    print(f"metrics:    {folder / 'metrics.jsonl'}")
+
+
+def claim(folder: Path) -> None:
+    """Make the run folder.
+
+    Raises ValueError if it exists and holds anything.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(
+            f"run folder {folder} must be new or empty, but it holds something; "
+            f"--resume {folder} goes on in it"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def new_state(settings: Settings, config: sr.SiglipConfig) -> TrainState:
+    """The state before the first step: drawn at random, or from a checkpoint."""
+    if settings.init_from:
+        params = read_params(Path(settings.init_from), config)
+    else:
+        params = sr.init_params(
+            config,
+            np.random.default_rng(settings.seed),
+            t_prime=math.log(settings.temperature_init),
+            b=settings.initial_bias(),
+        )
+    return initial_state(params, settings)
+
+
+def read_params(path: Path, config: sr.SiglipConfig) -> Tree:
+    """Parameters from a checkpoint of ours, or from a safetensors file of Hugging Face's.
+
+    Raises CheckpointError if it cannot be read, ValueError if it does not fit the configuration.
+    """
+    tensors, _ = read_safetensors(path)
+    if "logit_scale" in tensors:
+        return params_from_huggingface(tensors, config)
+    trees, _ = load_checkpoint(path)
+    params: Tree = trees.get("ema") or trees["params"]
+    sr.check_params(params, config)
+    return params
+
+
+def resumed_state(folder: Path) -> TrainState:
+    """The state of the newest checkpoint of a run folder.
+
+    Raises CheckpointError if there is none, or if it cannot be read or is not of a run.
+    """
+    trees, metadata = load_latest(folder)
+    try:
+        return TrainState(
+            params=trees["params"],
+            optimizer={
+                name: int(leaf) if name == "step" else leaf
+                for name, leaf in trees["optimizer"].items()
+            },
+            ema=trees["ema"],
+            step=metadata["step"],
+            epoch=metadata["epoch"],
+            batch=metadata["batch"],
+        )
+    except KeyError as error:
+        raise CheckpointError(f"the newest checkpoint in {folder} lacks {error}") from error
+
