@@ -78,9 +78,7 @@ def embed_task(
     images = pixels(task.pairs)
 
     def embed(encode: Callable[..., Floats], inputs: NDArray[np.generic]) -> Floats:
-        parts = [
-            inputs[start : start + _AT_A_TIME] for start in range(0, len(inputs), _AT_A_TIME)
-        ]
+        parts = [inputs[start : start + _AT_A_TIME] for start in range(0, len(inputs), _AT_A_TIME)]
         done = parallel_map(
             lambda part: backend.to_numpy(encode(params, backend.asarray(part), config)), parts
         )

@@ -64,8 +64,7 @@ def run(settings: Settings, folder: Path, *, resume: bool) -> bool:
     def embed(params: Tree) -> list[Embedded]:
         with backend.parallel_map() as parallel_map:
             return [
-                embed_task(task, params, config, tokenizer, backend, parallel_map)
-                for task in tasks
+                embed_task(task, params, config, tokenizer, backend, parallel_map) for task in tasks
             ]
 
     def evaluate(params: Tree) -> dict[str, float]:
@@ -169,4 +168,3 @@ def resumed_state(folder: Path) -> TrainState:
         )
     except KeyError as error:
         raise CheckpointError(f"the newest checkpoint in {folder} lacks {error}") from error
-

@@ -22,7 +22,7 @@ def test_it_is_the_tanh_formula(x):
 @given(st.floats(0, 30))
 def test_the_sides_differ_by_the_argument(x):
     right, left = gelu_tanh_fwd(np.asarray([x, -x]))[0]
-    assert math.isclose(right + left, x, rel_tol=4e-16, abs_tol=1e-300)
+    assert math.isclose(right + left, x, rel_tol=1e-15, abs_tol=1e-300)
 
 
 def test_it_is_not_the_erf_form():
@@ -36,5 +36,6 @@ def test_it_is_not_the_erf_form():
 def test_far_out_it_is_the_identity_or_zero_with_slope_one_or_zero(backend, dtype):
     x = np.asarray([1e4, -1e4, 50.0, -50.0, 0.0])
     out, gradients = run(Case(gelu_tanh_fwd, gelu_tanh_bwd, {"x": x}), np.ones(5), backend, dtype)
-    np.testing.assert_allclose(out, [1e4, 0, 50, 0, 0], rtol=0, atol=1e-30)
-    np.testing.assert_allclose(gradients["x"], [1, 0, 1, 0, 0.5], rtol=0, atol=1e-30)
+    # The smallest float32 sigmoid, 1e-38, times the slope of its argument, up to 1e11.
+    np.testing.assert_allclose(out, [1e4, 0, 50, 0, 0], rtol=0, atol=1e-26)
+    np.testing.assert_allclose(gradients["x"], [1, 0, 1, 0, 0.5], rtol=0, atol=1e-26)

@@ -141,6 +141,23 @@ def test_an_aspect_widens_the_window_as_much_as_it_flattens_it():
     np.testing.assert_allclose(slopes, [np.exp(-0.5), np.exp(0.5)], atol=0.07)
 
 
+def test_a_window_is_widened_before_it_is_turned():
+    draws = {"aspect": 0.0, "rotation": 1.0}
+    result = changed(ramp(), aspect=1.0, rotation=90.0, draws=draws)[0].astype(float)
+    slope = (result[32, 40, 1] - result[32, 24, 1]) / 32  # of green, which grew downwards
+    np.testing.assert_allclose(slope, np.exp(-0.5), atol=0.05)
+
+
+def test_in_a_larger_window_the_image_goes_to_the_corners_and_the_translation_beyond():
+    image = np.full((1, 16, 16, 3), 9, np.uint8)
+    image[:, 4:12, 4:12] = 200
+    settings = {"scale": (2.0, 2.0), "draws": {"right": 1.0}}
+    inside = changed(image, 32, **settings)[0, ..., 0]
+    assert (np.flatnonzero((inside == 200).any(0))[[0, -1]] == [4, 11]).all()
+    beyond = changed(image, 32, translation=0.25, **settings)[0, ..., 0]
+    assert (np.flatnonzero((beyond == 200).any(0))[[0, -1]] == [0, 7]).all()
+
+
 @given(st.integers(0, 2**32))
 def test_fine_checks_leave_no_pattern_when_the_size_is_halved(seed):
     checks = np.indices((64, 64)).sum(0) % 2 * 255
@@ -162,6 +179,14 @@ def test_hue_saturation_and_greyness_leave_grey_as_it_is():
     for seed in range(20):
         result = augment_batch(grey, 16, np.random.default_rng(seed), settings)
         assert abs(result.astype(int) - grey).max() <= 1
+
+
+def test_the_hue_is_turned_before_colours_are_moved_to_their_luma():
+    images = photos()
+    draws = {"hue": 1.0, "saturation": 0.0}
+    result = changed(images, hue=120.0, saturation=1.0, draws=draws)
+    luma = np.roll(images, 1, -1) @ [0.299, 0.587, 0.114]
+    assert abs(result - luma[..., None]).max() <= 0.51
 
 
 def test_without_colour_all_channels_are_the_luma():
@@ -219,8 +244,9 @@ def test_an_edge_mixed_with_white_becomes_mixed_with_the_colour():
     assert result[3, 7].tolist() == [0, 102, 0]
 
 
-def test_a_background_that_is_not_white_keeps_its_colour():
+def test_a_background_that_is_not_white_keeps_its_colour_and_white_before_it_too():
     image = np.full((1, 16, 16, 3), 200, np.uint8)
+    image[:, :6, :6] = 255
     np.testing.assert_array_equal(changed(image, background=1.0), image)
 
 

@@ -133,8 +133,8 @@ def test_hidden_files_folders_and_links_are_passed_over(tmp_path):
     with tarfile.open(tmp_path / "x.tar", "w") as archive:
         for name, kind in [
             ("a.folder", tarfile.DIRTYPE),
-            ("a.png", tarfile.SYMTYPE),
             ("a.jpg", tarfile.REGTYPE),
+            ("a.png", tarfile.SYMTYPE),
             ("._a.jpg", tarfile.REGTYPE),
             ("README", tarfile.REGTYPE),
             ("a.txt", tarfile.REGTYPE),
@@ -142,8 +142,8 @@ def test_hidden_files_folders_and_links_are_passed_over(tmp_path):
             member = tarfile.TarInfo(name)
             member.type = kind
             member.linkname = "elsewhere"
-            member.size = len(name) if kind == tarfile.REGTYPE else 0
-            archive.addfile(member, io.BytesIO(name.encode()))
+            member.size = len(name)  # of a link no contents follow, whatever its size
+            archive.addfile(member, io.BytesIO(name.encode()) if member.isreg() else None)
     dataset = open_dataset([tmp_path / "x.tar"], strict=True)
     assert everything(dataset) == [("x.tar/a", b"a.jpg", {"caption": "a.txt"})]
 
@@ -258,13 +258,13 @@ def test_a_shard_truncated_after_it_was_opened_is_an_error_of_the_sample(tmp_pat
         dataset.metadata(0)
 
 
-def with_field(content, start, field):
-    """A tar of which the first header has another field, with the checksum that goes with it."""
-    header = bytearray(content[:512])
+def with_field(content, start, field, at=0):
+    """A tar of which one header has another field, with the checksum that goes with it."""
+    header = bytearray(content[at : at + 512])
     header[start : start + len(field)] = field
     header[148:156] = b" " * 8
     header[148:156] = f"{sum(header):06o}\0 ".encode()
-    return bytes(header) + content[512:]
+    return content[:at] + bytes(header) + content[at + 512 :]
 
 
 def test_a_sparse_member_is_an_error(tmp_path):
@@ -282,14 +282,25 @@ def test_a_size_in_binary_as_gnu_writes_large_ones_is_understood(tmp_path):
 
 
 def test_a_size_in_an_extended_header_overrides_the_one_in_the_header(tmp_path):
-    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for name, data in COMPLETE:
             member = tarfile.TarInfo(name)
             member.size = len(data)
-            member.pax_headers = {"size": str(len(data))}  # then the header itself says 0
+            member.pax_headers = {"size": str(len(data))}
             archive.addfile(member, io.BytesIO(data))
+    (tmp_path / "x.tar").write_bytes(with_field(content.getvalue(), 124, b"0" * 11 + b"\0", 1024))
     dataset = open_dataset([tmp_path / "x.tar"], strict=True)
     assert [example.image for example in everything(dataset)] == [b"image a", b"image b"]
+
+
+@pytest.mark.parametrize("kind", [b"0", b"x", b"L"])
+def test_a_member_of_an_absurd_size_is_an_error_and_not_read(tmp_path, kind):
+    content = tar_bytes(COMPLETE, tarfile.GNU_FORMAT)
+    content = with_field(with_field(content, 156, kind), 124, b"\x80" + b"\x7f" * 11)
+    (tmp_path / "x.tar").write_bytes(content)
+    with pytest.raises(DataError, match=r"x\.tar cannot be read: .* ends at byte"):
+        open_dataset([tmp_path / "x.tar"])
 
 
 @pytest.mark.parametrize(

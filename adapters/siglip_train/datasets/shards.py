@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from siglip_train.datasets.dataset import Example, checked_index
-from siglip_train.datasets.metadata import DEFAULT_CAPTION_KEY, parse_object, with_caption
+from siglip_train.datasets.metadata import parse_object, with_caption
 from siglip_train.datasets.problems import DataError, Report, SampleError
 from siglip_train.datasets.tar import Member, TarError, regular_files
 
@@ -94,7 +94,7 @@ class Shard:
 
     def _merged(self, described: bytes | None, text: bytes | None) -> dict[str, Any]:
         metadata = parse_object(described) if described is not None else {}
-        if text is not None and self._caption_key == DEFAULT_CAPTION_KEY:
+        if text is not None:
             try:
                 metadata["caption"] = text.decode("utf-8-sig").strip()
             except UnicodeDecodeError as error:

@@ -66,12 +66,10 @@ def regular_files(file: BinaryIO, end: int, start: int = 0) -> Iterator[Member]:
 
 
 def _read(file: BinaryIO, offset: int, size: int, end: int) -> bytes:
-    if offset + size > end:
-        raise TarError(f"it ends at byte {end} without an end marker")
     file.seek(offset)
-    content = file.read(size)
+    content = file.read(size) if offset + size <= end else b""
     if len(content) != size:
-        raise TarError(f"it ends before byte {offset + size}")
+        raise TarError(f"it ends at byte {end} without an end marker")
     return content
 
 
