@@ -2,9 +2,11 @@
 
 import os
 
+import jaxtyping
 import pytest
-from backends import BACKENDS
 from hypothesis import HealthCheck, settings
+
+from backends import BACKENDS
 
 COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("dev", max_examples=12, **COMMON)
@@ -17,3 +19,11 @@ def backend(request):
     """Every array library in turn; a missing one is a visible skip, and a failure in CI."""
     request.param.require()
     return request.param
+
+
+@pytest.fixture
+def unchecked():
+    """Turn the shape checks of the tests off: bad arguments meet what a user's would."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-from backends import NUMPY, library, map_arrays
 
+from backends import NUMPY, library, map_arrays
 from siglip_ref.tree import flatten, tree_map_with_path
 
 SLOPE = 1e-9

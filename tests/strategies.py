@@ -9,10 +9,10 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-from derivatives import Case
 from hypothesis import strategies as st
 
 import siglip_ref as sr
+from derivatives import Case
 from siglip_ref import encoders, losses, primitives
 from siglip_ref.tree import unflatten
 
@@ -342,3 +342,34 @@ OPERATIONS = {
     },
 }
 """Every operation of the core that has a backward pass."""
+
+
+class Pairing(NamedTuple):
+    """Embeddings and scalars of a loss, in its argument order."""
+
+    zimg: Any
+    ztxt: Any
+    t_prime: Any
+    b: Any
+
+
+def pairing(rng: np.random.Generator, n: int, m: int, d: int, *, b: float | None = None) -> Pairing:
+    """Unit rows, a temperature between 1 and 20 and a bias between -10 and 1, or `b`."""
+    return Pairing(
+        unit_rows(rng, n, d),
+        unit_rows(rng, m, d),
+        np.asarray(rng.uniform(0, 3)),
+        np.asarray(rng.uniform(-10, 1) if b is None else b),
+    )
+
+
+def targets(rng: np.random.Generator, n: int, m: int, kind: str) -> tuple[Any, Any]:
+    """Labels and weights of every pair: hard, soft, or soft and weighted with some of them 0."""
+    if kind == "hard":
+        return rng.choice([-1.0, 1.0], (n, m)), None
+    if kind == "soft":
+        return rng.uniform(-1, 1, (n, m)), None
+    return rng.uniform(-1, 1, (n, m)), rng.uniform(0, 3, (n, m)) * rng.integers(0, 2, (n, m))
+
+
+TARGETS = ("hard", "soft", "weighted")

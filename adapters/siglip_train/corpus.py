@@ -119,7 +119,7 @@ def _open(
         if source == EMBEDDED:
             paths += embedded()
         elif glob.has_magic(source):
-            found = sorted(glob.glob(source))  # noqa: PTH207  (patterns may be absolute)
+            found = sorted(glob.glob(source))
             if not found:
                 raise DataError(f"data source {source} matches no file")
             paths += map(Path, found)

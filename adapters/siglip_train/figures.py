@@ -231,6 +231,8 @@ def _spread(count: int, most: int) -> NDArray[np.integer]:
 
 def _range(values: NDArray[np.floating]) -> tuple[float, float]:
     """Limits that show all but a few outliers."""
+    if not values.size:
+        return 0.0, 1.0
     low, high = np.percentile(values, [0, 98])
     margin = 0.08 * (high - low) or 1.0
     return float(low - margin), float(high + 2 * margin)

@@ -78,7 +78,7 @@ def train(
     with (
         backend.parallel_map() as parallel_map,
         stop_on_signals() as stop,
-        MetricsFile(folder / "metrics.jsonl", state.step) as metrics,
+        MetricsFile(folder / "metrics.jsonl", state.step) as log,
         tqdm(
             total=settings.steps,
             initial=state.step,
@@ -98,9 +98,9 @@ def train(
             )
             if not math.isfinite(record["loss"]):
                 raise TrainingError(
-                    f"the loss is {record['loss']} at step {state.step + 1}; the parameters before "
-                    f"it are in the last checkpoint in {folder}. A lower learning_rate "
-                    f"(now {settings.learning_rate}) or a longer warmup (now {settings.warmup}) may help"
+                    f"the loss is {record['loss']} at step {state.step + 1}; the last checkpoint "
+                    f"in {folder} is from before it. A lower learning_rate (now "
+                    f"{settings.learning_rate}) or a longer warmup (now {settings.warmup}) may help"
                 )
             ema = state.ema
             if settings.ema:
@@ -113,10 +113,12 @@ def train(
                 refresh=False,
             )
             bar.update()
-            if due(state.step, settings.eval_every, settings.steps):
-                record["eval"] = evaluate(evaluated_params(state))
-                bar.write(summary(state.step, record["eval"]), file=sys.stderr)
-            metrics.write({"step": state.step, **record})
+            if due(state.step, settings.eval_every, settings.steps) and (
+                metrics := evaluate(evaluated_params(state))
+            ):
+                record["eval"] = metrics
+                bar.write(summary(state.step, metrics), file=sys.stderr)
+            log.write({"step": state.step, **record})
             if due(state.step, settings.checkpoint_every, settings.steps):
                 save_state(folder, state, settings)
         stopped = state.step < settings.steps
@@ -245,7 +247,7 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
     def handle(number: int, _: FrameType | None) -> None:
         nonlocal asked
         asked = True
-        signal.signal(number, previous[number])
+        signal.signal(number, previous[signal.Signals(number)])
         print(
             f"\n{signal.Signals(number).name}: stopping after this step; once more to stop at once",
             file=sys.stderr,

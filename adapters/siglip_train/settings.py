@@ -47,7 +47,7 @@ class Settings:
     variant: str = _setting(
         "", "a released size such as B/16-224; the sizes below then do not count"
     )
-    image_size: int = _setting(32, "side of the images in pixels")
+    image_size: int = _setting(48, "side of the images in pixels")
     patch_size: int = _setting(8, "side of a patch in pixels")
     context_length: int = _setting(16, "tokens of a caption")
     width: int = _setting(128, "width of both towers")
@@ -62,10 +62,10 @@ class Settings:
     tile: int = _setting(0, "compute the loss in tiles of this size; 0 for whole")
 
     # optimization
-    steps: int = _setting(1000, "optimizer steps")
+    steps: int = _setting(700, "optimizer steps")
     batch_size: int = _setting(256, "pairs of a step")
     optimizer: Literal["adamw", "adafactor", "lion"] = _setting("adamw", "update rule")
-    learning_rate: float = _setting(1e-3, "peak learning rate")
+    learning_rate: float = _setting(2e-3, "peak learning rate")
     weight_decay: float = _setting(
         1e-4, "decay of the kernels, not multiplied by the learning rate (big_vision)"
     )
@@ -85,8 +85,8 @@ class Settings:
     microbatch: int = _setting(32, "images, or texts, that a tower works on at a time; 0 for all")
     remat: Literal["nothing", "blocks", "towers"] = _setting("nothing", "what backward recomputes")
     workers: int = _setting(1, "threads that prepare batches")
-    eval_every: int = _setting(250, "steps between evaluations; 0 for at the end only")
-    checkpoint_every: int = _setting(250, "steps between checkpoints")
+    eval_every: int = _setting(175, "steps between evaluations; 0 for at the end only")
+    checkpoint_every: int = _setting(175, "steps between checkpoints")
     keep: int = _setting(2, "checkpoints to keep")
 
     def __post_init__(self) -> None:

@@ -6,10 +6,10 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-import oracle
 import pytest
-from agreement import as_lists, assert_each_within, assert_within
 
+import oracle
+from agreement import as_lists, assert_each_within, assert_within
 from siglip_ref import losses, primitives
 
 ROUNDING = 1e-14

@@ -2,16 +2,16 @@
 
 import numpy as np
 import pytest
-from derivatives import Case, run
 from hypothesis import given
-from strategies import attention_params, distinct, seeds
 
+from derivatives import Case, run
 from siglip_ref.primitives import (
     dot_product_attention_bwd,
     dot_product_attention_fwd,
     multi_head_attention_bwd,
     multi_head_attention_fwd,
 )
+from strategies import attention_params, distinct, seeds
 
 SIZES = distinct("n", "h", "tokens", "m", "k", most=6)
 

@@ -3,9 +3,9 @@
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import dense_params, distinct, seeds
 
 from siglip_ref.primitives import dense_bwd, dense_fwd
+from strategies import dense_params, distinct, seeds
 
 
 @given(distinct("n", "m", "d_in", "d_out"), seeds)

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from derivatives import Case, run
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import distinct, seeds
 
+from derivatives import Case, run
 from siglip_ref.primitives import embed_bwd, embed_fwd
+from strategies import distinct, seeds
 
 SIZES = distinct("n", "m", "d", "v", most=12)
 

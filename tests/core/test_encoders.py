@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 from hypothesis import given
-from strategies import EPS, block_params, distinct, mlp_params, random_params, seeds, tower_configs
 
 from siglip_ref import encoders, primitives
 from siglip_ref.encoders.encoder import encoder_probes
 from siglip_ref.tree import flatten
+from strategies import EPS, block_params, distinct, mlp_params, random_params, seeds, tower_configs
 
 CONFIG = tower_configs()
 PARAMS = random_params(CONFIG, np.random.default_rng(0))
@@ -99,9 +99,7 @@ def test_the_image_tower_does_not_see_leftover_pixels_and_gives_them_no_gradient
     out, res = encoders.image_fwd(IMAGES, PARAMS["img"], CONFIG.image)
     changed = IMAGES.copy()
     changed[:, 8:], changed[:, :, 8:] = 7.0, -7.0
-    np.testing.assert_array_equal(
-        encoders.image_fwd(changed, PARAMS["img"], CONFIG.image)[0], out
-    )
+    np.testing.assert_array_equal(encoders.image_fwd(changed, PARAMS["img"], CONFIG.image)[0], out)
     dimages, _ = encoders.image_bwd(res, np.ones_like(out), CONFIG.image)
     assert np.all(dimages[:, :8, :8] != 0)
     assert not np.any(dimages[:, 8:])

@@ -3,11 +3,11 @@
 from functools import partial
 
 import numpy as np
-import oracle
 import pytest
-from agreement import as_lists, assert_within
 
+import oracle
 import siglip_ref as sr
+from agreement import as_lists, assert_within
 from siglip_ref import encoders, losses, model
 from siglip_ref.tree import flatten, tree_map, unflatten
 

@@ -6,11 +6,11 @@ residuals included.
 
 import numpy as np
 import pytest
+
 from backends import BACKENDS, NUMPY, library, map_arrays
 from derivatives import cotangent, run
-from strategies import OPERATIONS
-
 from siglip_ref.tree import flatten
+from strategies import OPERATIONS
 
 PARTS = [name for name in OPERATIONS if name not in ("encoder", "image", "text")]
 """The towers run on every backend in test_model.py."""

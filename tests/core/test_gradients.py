@@ -1,12 +1,12 @@
 """The laws of every backward pass of the core, in float64, on random shapes."""
 
 import pytest
-from derivatives import assert_backward_is_the_adjoint, assert_gradient_is_the_slope
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from strategies import OPERATIONS
 
+from derivatives import assert_backward_is_the_adjoint, assert_gradient_is_the_slope
 from siglip_ref import encoders, losses, primitives
+from strategies import OPERATIONS
 
 FEW = settings(
     max_examples=settings.default.max_examples // 4,

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from derivatives import Case, run
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import EPS, distinct, norm_params, seeds, spread_rows
 
+from derivatives import Case, run
 from siglip_ref.primitives import layer_norm_bwd, layer_norm_fwd
+from strategies import EPS, distinct, norm_params, seeds, spread_rows
 
 
 def normalise(x, d):
@@ -26,7 +26,9 @@ def test_rows_leave_with_mean_zero_and_unit_variance_but_for_eps(sizes, seed):
 
 
 @given(st.floats(-100, 100), st.floats(0.5, 100), seeds)
-def test_a_shift_of_the_rows_changes_nothing_and_a_factor_only_the_share_of_eps(shift, factor, seed):
+def test_a_shift_of_the_rows_changes_nothing_and_a_factor_only_the_share_of_eps(
+    shift, factor, seed
+):
     x = spread_rows(np.random.default_rng(seed), 2, 5)
     out = normalise(x, 5)
     np.testing.assert_allclose(normalise(x + shift, 5), out, rtol=0, atol=1e-12)

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 from hypothesis import given
-from strategies import dense_params, distinct, seeds
 
 from siglip_ref.primitives import patch_embed_bwd, patch_embed_fwd
+from strategies import dense_params, distinct, seeds
 
 SIZES = distinct("n", "rows", "columns", "d", "p", most=6)
 

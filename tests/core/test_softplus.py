@@ -4,10 +4,10 @@ import math
 
 import numpy as np
 import pytest
-from derivatives import Case, run
 from hypothesis import given
 from hypothesis import strategies as st
 
+from derivatives import Case, run
 from siglip_ref.primitives import (
     log_sigmoid_bwd,
     log_sigmoid_fwd,

@@ -5,8 +5,9 @@ import sys
 from functools import partial
 from pathlib import Path
 
-import oracle
 import pytest
+
+import oracle
 from oracle import exact, gradient, reals, value
 
 LOG2, LOG3 = reals.log(2), reals.log(3)

@@ -3,8 +3,9 @@
 import random
 from functools import partial
 
-import oracle
 import pytest
+
+import oracle
 from oracle import directional_derivative, exact, gradient, reals
 
 

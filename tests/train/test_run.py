@@ -12,13 +12,13 @@ import pytest
 
 import siglip_ref as sr
 from siglip_train.__main__ import main
-from siglip_train.checkpoints import latest_checkpoint, load_checkpoint
+from siglip_train.checkpoints import latest_checkpoint, load_checkpoint, step_path
 from siglip_train.loop import MetricsFile, read_metrics
 
 TINY = [
     *("--steps", "6", "--batch-size", "8", "--width", "16", "--num-heads", "2"),
     *("--image-depth", "1", "--text-depth", "1", "--image-size", "16", "--microbatch", "4"),
-    *("--checkpoint-every", "2", "--eval-every", "0"),
+    *("--checkpoint-every", "2", "--eval-every", "0", "--validation"),
 ]
 
 
@@ -41,7 +41,7 @@ def assert_same_bits(one: Path, other: Path) -> None:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "finished"
-    assert run_tiny(folder) == 0
+    assert run_tiny(folder, "--validation", "emoji") == 0
     return folder
 
 
@@ -120,10 +120,10 @@ def test_a_killed_process_loses_only_the_steps_since_its_last_checkpoint(tmp_pat
     assert main(["--resume", str(folder), "--steps", str(metadata["step"] + 2)]) == 0
 
 
+@pytest.mark.filterwarnings("ignore:(overflow|invalid|divide):RuntimeWarning")
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(tmp_path, capsys):
     folder = tmp_path / "run"
-    with np.errstate(all="ignore"):
-        assert run_tiny(folder, "--learning-rate", "1e30", "--warmup", "2", "--clip-norm", "0") == 1
+    assert run_tiny(folder, "--learning-rate", "1e30", "--warmup", "2", "--clip-norm", "0") == 1
     message = capsys.readouterr().err
     assert "the loss is" in message
     assert "learning_rate" in message
@@ -137,18 +137,15 @@ def test_the_softmax_loss_leaves_b_where_it_was(tmp_path):
 
 
 def test_a_frozen_tower_keeps_every_bit(tmp_path):
-    run_tiny(tmp_path / "run", "--freeze", "img/", "--weight-decay", "0.1")
-    config = "config.toml"
-    run_tiny(tmp_path / "start", "--steps", "1", "--warmup", "0.9")
-    assert (tmp_path / "run" / config).exists()
-    start, end = final_params(tmp_path / "start"), final_params(tmp_path / "run")
-    for path, leaf in start.items():
-        if path.startswith("params/img/"):
-            np.testing.assert_array_equal(leaf, end[path], err_msg=path)
-    moved = [
-        p for p in start if p.startswith("params/txt/") and not np.array_equal(start[p], end[p])
-    ]
-    assert len(moved) > 10
+    run_tiny(tmp_path, "--freeze", "img/", "--weight-decay", "0.1", "--keep", "9")
+    start, _ = load_checkpoint(step_path(tmp_path, 0))
+    end, _ = load_checkpoint(step_path(tmp_path, 6))
+    before, after = sr.tree.flatten(start["params"]), sr.tree.flatten(end["params"])
+    changed = {path for path in before if not np.array_equal(before[path], after[path])}
+    assert not {path for path in changed if path.startswith("img/")}
+    assert {path for path in before if path.startswith("txt/") and path.endswith("/kernel")} <= (
+        changed
+    )
 
 
 @pytest.mark.parametrize(

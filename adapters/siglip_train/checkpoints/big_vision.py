@@ -7,12 +7,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from siglip_ref import SiglipConfig, check_params, param_shapes
 from siglip_ref.tree import unflatten
 from siglip_ref.types import Tree
+from siglip_train.checkpoints.floats import to_float_array
 
 _PARTS = (  # their names, in order of replacement, and ours
     ("img/embedding/", "img/patch_embed/"),
@@ -29,21 +29,22 @@ _PARTS = (  # their names, in order of replacement, and ours
 )
 
 
-def params_from_big_vision(arrays: Mapping[str, NDArray[Any]], config: SiglipConfig) -> Tree:
+def params_from_big_vision(arrays: Mapping[str, Any], config: SiglipConfig) -> Tree:
     """Our parameters from the arrays of a released file, as `numpy.load` gives them.
 
     All layouts in circulation are read: names with and without `params/` in front, layers numbered
-    (`encoderblock_3`) or stacked along a first axis (`encoderblock`). Kernels of attention lose
-    their head axis; other axes of length 1 are dropped.
+    (`encoderblock_3`) or stacked along a first axis (`encoderblock`). Axes are merged only where
+    big_vision has more of them: a transposed kernel of the right size is refused.
 
-    Raises ValueError, listing the paths, if what is there does not fit `config`.
+    Raises ValueError, listing the paths, if what is there does not fit `config`, TypeError for
+    arrays that are not of a floating dtype.
     """
     shapes = param_shapes(config)
     leaves: dict[str, NDArray[Any]] = {}
     for name, array in arrays.items():
-        for path, leaf in _ours(name.removeprefix("params/"), np.asarray(array)).items():
-            fits = path in shapes and leaf.size == int(np.prod(shapes[path]))
-            leaves[path] = leaf.reshape(shapes[path]) if fits else leaf
+        for path, leaf in _ours(name.removeprefix("params/"), to_float_array(name, array)).items():
+            known = path in shapes and leaf.shape in _their_shapes(path, config)
+            leaves[path] = leaf.reshape(shapes[path]) if known else leaf
     params = unflatten(leaves)
     check_params(params, config)
     return params
@@ -62,3 +63,32 @@ def _ours(name: str, array: NDArray[Any]) -> dict[str, NDArray[Any]]:
         numbered.replace("encoderblock/", f"block/{index:02d}/"): layer
         for index, layer in enumerate(array)
     }
+
+
+def _their_shapes(path: str, config: SiglipConfig) -> list[tuple[int, ...]]:
+    """The shapes of a parameter in big_vision, where they are not ours.
+
+    The position embedding of the NaFlex checkpoints keeps its grid.
+    """
+    tower = config.image if path.startswith("img/") else config.text
+    d, h = tower.width, tower.num_heads
+    p, grid = config.image.patch_size, config.image.grid
+    shapes: list[tuple[int, ...]] = []
+    match path.split("/"):
+        case ["t_prime" | "b"]:
+            shapes = [(1,)]
+        case [*_, "attn", "query" | "key" | "value", "kernel"]:
+            shapes = [(d, h, d // h)]
+        case [*_, "attn", "query" | "key" | "value", "bias"]:
+            shapes = [(h, d // h)]
+        case [*_, "attn", "out", "kernel"]:
+            shapes = [(h, d // h, d)]
+        case [*_, "probe"]:
+            shapes = [(1, 1, d)]
+        case ["img", "patch_embed", "kernel"]:
+            shapes = [(p, p, 3, d)]
+        case ["img", "pos_embedding"]:
+            shapes = [(1, grid**2, d), (grid, grid, d)]
+        case ["txt", "pos_embedding"]:
+            shapes = [(1, config.text.context_length, d)]
+    return shapes

@@ -1,28 +1,29 @@
 """Checkpoint files: safetensors, written whole or not at all, and checked when read.
 
 Tensors are named by their path in the trees, `params/img/block/00/attn/query/kernel`. One metadata
-key holds JSON (with several, their order in the file would be random), with the hash of the
-tensors' bytes in the order of their names.
+key holds canonical JSON (with several keys, their order in the file would be random): what the
+caller stores, the paths of empty subtrees, and the hash of both and of all tensors.
 """
 
 import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors.numpy import save_file
 
-from siglip_ref.tree import flatten, unflatten
+from siglip_ref.tree import unflatten
 from siglip_ref.types import Tree
 
 METADATA_KEY = "siglip-ref"
 _NAME = re.compile(r"step-(\d{8,})\.safetensors")
+_DTYPE = re.compile(r"BOOL|[IU]8|[FIU](16|32|64)")
 
 
 class CheckpointError(ValueError):
@@ -54,17 +55,22 @@ def latest_checkpoint(folder: Path) -> Path:
 
 
 def save_checkpoint(path: Path, trees: Mapping[str, Tree], metadata: Mapping[str, Any]) -> None:
-    """Write trees of NumPy arrays, and anything that JSON can hold, to `path`.
+    """Write trees of arrays, and anything that JSON can hold, to `path`.
 
     The file appears complete, or the old one stays: it is written beside, flushed to the disk and
-    then renamed.
+    then renamed. Equal contents give equal bytes.
+
+    Raises TypeError for leaves that are not arrays of numbers, ValueError for keys that are no
+    names, for NaN in the metadata, and, by way of json, TypeError for what JSON cannot hold.
     """
-    tensors = {name: np.asarray(leaf) for name, leaf in flatten(dict(trees)).items()}
-    record = {"metadata": dict(metadata), "blake2b": _hash(tensors), "empty": _empty(trees)}
-    contiguous = {
-        name: np.ascontiguousarray(leaf).reshape(leaf.shape) for name, leaf in tensors.items()
+    leaves = dict(_leaves(trees))
+    tensors = {
+        name: _as_tensor(name, leaf) for name, leaf in leaves.items() if not isinstance(leaf, dict)
     }
-    write_atomically(path, save(contiguous, {METADATA_KEY: json.dumps(record, sort_keys=True)}))
+    content = {"metadata": dict(metadata), "empty": sorted(leaves.keys() - tensors.keys())}
+    record = _canonical({"content": content, "blake2b": _hash(content, tensors)})
+    # Streamed: the bytes of all tensors together are never in memory a second time.
+    _replace(path, lambda partial: save_file(tensors, partial, {METADATA_KEY: record}))
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tree], dict[str, Any]]:
@@ -77,15 +83,23 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tree], dict[str, Any]]:
         shown = ", ".join(sorted(tensors)[:3])
         raise CheckpointError(
             f"checkpoint {path} was not written by siglip-train: it holds {len(tensors)} tensors "
-            f"({shown}, …). Weights of Hugging Face models are read by --init-from"
+            f"({shown}, …). Weights of Hugging Face models are read by --init-from and by "
+            "checkpoints.params_from_huggingface"
         )
-    record = json.loads(header[METADATA_KEY])
-    if _hash(tensors) != record["blake2b"]:
+    try:
+        record = json.loads(header[METADATA_KEY])
+        content = record["content"]
+        intact = record["blake2b"] == _hash(content, tensors)
+    except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"checkpoint {path} is corrupt: its tensors have not the hash it says"
+            f"checkpoint {path} is corrupt: its metadata cannot be read ({error!r})"
+        ) from error
+    if not intact:
+        raise CheckpointError(
+            f"checkpoint {path} is corrupt: its contents have not the hash it says"
         )
-    trees = unflatten(tensors)
-    return {**{name: {} for name in record["empty"]}, **trees}, record["metadata"]
+    empty: dict[str, Tree] = {name: {} for name in content["empty"]}
+    return unflatten(empty | tensors), content["metadata"]
 
 
 def load_latest(folder: Path) -> tuple[dict[str, Tree], dict[str, Any]]:
@@ -110,19 +124,35 @@ def load_latest(folder: Path) -> tuple[dict[str, Tree], dict[str, Any]]:
 
 
 def keep_newest(folder: Path, count: int) -> None:
-    """Remove all checkpoints of a run folder but the newest `count`."""
-    for path in checkpoints(folder)[:-count]:
+    """Remove all checkpoints of a run folder but the newest `count`.
+
+    What a killed process left half-written goes as well. Raises ValueError if `count` is below 1.
+    """
+    if count < 1:
+        raise ValueError(f"count must be at least 1, got {count}")
+    for path in [*checkpoints(folder)[:-count], *folder.glob(".step-*.safetensors.partial")]:
         path.unlink()
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
     """The tensors of a safetensors file by name, and its metadata.
 
-    Raises CheckpointError, naming the file, if it is missing, truncated or of another format.
+    Raises CheckpointError, naming the file, if it is missing, truncated or of another format, or
+    holds numbers that NumPy has not, such as bfloat16.
     """
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {path} does not exist, or is no file")
+    tensors: dict[str, NDArray[Any]] = {}
     try:
         with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            for name in file.keys():  # noqa: SIM118
+                dtype = file.get_slice(name).get_dtype()
+                if not _DTYPE.fullmatch(dtype):
+                    raise CheckpointError(
+                        f"checkpoint {path} cannot be read: NumPy has no {dtype}, as {name} is"
+                    )
+                tensors[name] = file.get_tensor(name)
+            return tensors, file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"checkpoint {path} cannot be read as safetensors: {error}"
@@ -131,27 +161,61 @@ def read_safetensors(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace a file by new content such that a reader, or a crash, sees the old or the new."""
+    _replace(path, lambda partial: partial.write_bytes(data))
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-    folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        write(partial)
+        _flush_to_disk(partial)
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    _flush_to_disk(path.parent)
+
+
+def _flush_to_disk(path: Path) -> None:
+    """Flush a file, or the names in a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)
 
 
-def _hash(tensors: Mapping[str, NDArray[Any]]) -> str:
-    digest = hashlib.blake2b(digest_size=32)
+def _leaves(tree: Tree, path: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves by path, among them {} for each empty subtree, which `flatten` would drop."""
+    for key, value in tree.items():
+        if not isinstance(key, str) or not key or "/" in key:
+            raise ValueError(f"keys must be non-empty names without /, got {key!r} in {path!r}")
+        name = f"{path}{key}"
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{name}/")
+        else:
+            yield name, {} if isinstance(value, Mapping) else value
+
+
+def _as_tensor(name: str, leaf: Any) -> NDArray[Any]:
+    """The leaf as safetensors wants it: C order, little-endian, at most 64 bits a number."""
+    array = np.asarray(leaf)
+    if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
+        raise TypeError(
+            f"{name} must be an array of numbers of at most 64 bits, got {type(leaf).__name__} "
+            f"of dtype {array.dtype}"
+        )
+    return np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _hash(content: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> str:
+    digest = hashlib.blake2b(_canonical(content).encode(), digest_size=32)
     for name in sorted(tensors):
-        leaf = tensors[name]
-        digest.update(f"{name} {leaf.dtype} {leaf.shape}\n".encode())
-        digest.update(np.ascontiguousarray(leaf).data)
+        tensor = tensors[name]
+        digest.update(f"\n{name} {tensor.dtype} {tensor.shape}\n".encode())
+        digest.update(tensor.data)
     return digest.hexdigest()
-
-
-def _empty(trees: Mapping[str, Tree]) -> list[str]:
-    return sorted(name for name, tree in trees.items() if isinstance(tree, Mapping) and not tree)

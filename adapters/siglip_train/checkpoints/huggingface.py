@@ -15,19 +15,22 @@ from numpy.typing import NDArray
 from siglip_ref import SiglipConfig, check_params
 from siglip_ref.tree import flatten, unflatten
 from siglip_ref.types import Tree
+from siglip_train.checkpoints.floats import to_float_array
 
 _PROJECTIONS = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "out": "out_proj"}
 
 
 def params_from_huggingface(state_dict: Mapping[str, Any], config: SiglipConfig) -> Tree:
-    """Our parameters from a state dict of Torch tensors or NumPy arrays, in its dtype.
+    """Our parameters from a state dict of Torch tensors or NumPy arrays, copied in its dtype.
 
-    Raises ValueError, listing the names, if tensors are missing, unknown, or of a wrong shape.
+    Half precision becomes float32. The patch embedding may be a convolution (`SiglipModel`) or
+    a linear map of patches flattened by row, column and channel (`Siglip2Model`).
+
+    Raises ValueError, listing the names, if tensors are missing, unknown, or of a wrong shape,
+    TypeError if they are not of a floating dtype.
     """
     tensors = {
-        name: np.asarray(tensor.detach().cpu() if hasattr(tensor, "detach") else tensor)
-        for name, tensor in state_dict.items()
-        if not name.endswith("position_ids")
+        name: tensor for name, tensor in state_dict.items() if not name.endswith("position_ids")
     }
     if config.text.out_dim is None:
         _drop_identity_head(tensors)
@@ -41,8 +44,12 @@ def params_from_huggingface(state_dict: Mapping[str, Any], config: SiglipConfig)
                 + [f"unknown {n}" for n in sorted(unknown)]
             )
         )
-    leaves = {path: _from_torch(path, tensors[name]) for path, name in wanted.items()}
-    params = unflatten(leaves)
+    params = unflatten(
+        {
+            path: _from_torch(path, to_float_array(name, tensors[name]))
+            for path, name in wanted.items()
+        }
+    )
     check_params(params, config)
     return params
 
@@ -50,15 +57,17 @@ def params_from_huggingface(state_dict: Mapping[str, Any], config: SiglipConfig)
 def params_to_huggingface(params: Tree, config: SiglipConfig) -> dict[str, NDArray[Any]]:
     """The state dict of a `SiglipModel` with our parameters, as NumPy arrays.
 
-    A model without a text head gets the identity there, as the released one has. Raises
-    ValueError if the parameters do not fit the configuration.
+    A model without a text head gets the identity there, as the released one has.
+
+    Raises ValueError if the parameters do not fit the configuration.
     """
     check_params(params, config)
     leaves = flatten(params)
     state: dict[str, list[NDArray[Any]]] = {}
     for path, name in _names(config).items():
         state.setdefault(name, []).append(_to_torch(path, leaves[path], config.image.patch_size))
-    result = {name: np.concatenate(parts) for name, parts in state.items()}
+    # In C order, which safetensors takes for granted when it writes an array.
+    result = {name: np.ascontiguousarray(np.concatenate(parts)) for name, parts in state.items()}
     if config.text.out_dim is None:
         head, width = "text_model.head", config.text.width
         dtype = leaves["t_prime"].dtype
@@ -118,13 +127,14 @@ def _mlp(ours: str, theirs: str) -> dict[str, str]:
 
 
 def _from_torch(path: str, tensor: NDArray[Any]) -> NDArray[Any]:
+    """The tensor as our parameter; one of a wrong shape is left for `check_params` to name."""
     if path in ("t_prime", "b"):
-        return tensor.reshape(())
+        return tensor.reshape(()) if tensor.shape == (1,) else tensor
     if path.endswith("/probe"):
         return tensor.reshape(1, -1)
     third = _third_of_stack(path)
     if third is not None:
-        tensor = np.split(tensor, 3)[third]
+        tensor = np.array_split(tensor, 3)[third]
     if path == "img/patch_embed/kernel" and tensor.ndim == 4:
         return np.ascontiguousarray(tensor.transpose(2, 3, 1, 0)).reshape(-1, tensor.shape[0])
     return np.ascontiguousarray(tensor.T) if path.endswith("/kernel") else tensor
@@ -149,16 +159,17 @@ def _third_of_stack(path: str) -> int | None:
     return None
 
 
-def _drop_identity_head(tensors: dict[str, NDArray[Any]]) -> None:
-    weight = tensors.pop("text_model.head.weight", None)
-    bias = tensors.pop("text_model.head.bias", None)
-    if weight is not None and not np.array_equal(weight, np.eye(len(weight))):
-        raise ValueError(
-            "text_model.head.weight must be the identity for a config without a text head "
-            "(out_dim=None), got another matrix"
-        )
-    if bias is not None and bias.any():
-        raise ValueError(
-            "text_model.head.bias must be zero for a config without a text head (out_dim=None), "
-            "got other values"
-        )
+def _drop_identity_head(tensors: dict[str, Any]) -> None:
+    for name, kind in (
+        ("text_model.head.weight", "the identity"),
+        ("text_model.head.bias", "zero"),
+    ):
+        if name not in tensors:
+            continue
+        head = to_float_array(name, tensors.pop(name))
+        wanted = np.eye(len(head)) if kind == "the identity" else np.zeros(len(head))
+        if not np.array_equal(head, wanted):
+            raise ValueError(
+                f"{name} must be {kind} for a config without a text head (out_dim=None), "
+                "got other values"
+            )
