@@ -1,4 +1,4 @@
-"""The two towers together: gradients of every parameter, and the options that must not change them."""
+"""The model as a whole: embeddings, the loss of a batch, and the gradient of every parameter."""
 
 from concurrent.futures import ThreadPoolExecutor
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import resvg_py
 from PIL import Image
 
@@ -34,6 +35,7 @@ RENDERED = {("fluent", "3d"): Source("@lobehub/fluent-emoji-3d", "1.1.0", "MIT")
 SOURCES = (NAMES, DERIVED_NAMES, GROUPS, *VECTORS.values(), *RENDERED.values())
 
 SIZE = 64  # pixels
+_FAINTEST = 230  # a picture with no darker grey level is blank
 _PEOPLE = re.compile(r"\b(man|men|woman|women|person|people|boy|girl)\b")
 
 
@@ -104,7 +106,7 @@ def read_drawings(folder: Path, concepts: dict[str, Concept]) -> Iterator[Drawin
         for codepoints, icon in _icons_by_codepoints(folder, source, icons, names).items():
             if codepoints in concepts:
                 image = _render(icon, icons)
-                if image.convert("L").getextrema()[0] < 230:
+                if not _is_blank(image):
                     yield Drawing(concepts[codepoints], vendor, style, image)
     for (vendor, style), source in RENDERED.items():
         # Some emoji are there twice, with and without the variation selector.
@@ -163,6 +165,10 @@ def _render(icon: dict[str, Any], icons: dict[str, Any]) -> Image.Image:
     png = resvg_py.svg_to_bytes(svg_string=svg, width=2 * SIZE, skip_system_fonts=True)
     with Image.open(io.BytesIO(bytes(png))) as opened:
         return _on_white(opened)
+
+
+def _is_blank(image: Image.Image) -> bool:
+    return bool(np.asarray(image.convert("L")).min() >= _FAINTEST)
 
 
 def _on_white(image: Image.Image) -> Image.Image:
