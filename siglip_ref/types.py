@@ -12,7 +12,10 @@ from jaxtyping import Bool, Float, Int
 Array = Any
 """An array of NumPy, array-api-strict, Torch, JAX, CuPy or another array-API namespace."""
 
+Count = int | Int[Array, ""]
+"""How many steps were done: a number, or a 0-d integer array where a step is compiled."""
+
 Tree = Any
 """A nested dict with string keys and arrays at the leaves, for example the parameters."""
 
-__all__ = ["Array", "Bool", "Float", "Int", "Tree"]
+__all__ = ["Array", "Bool", "Count", "Float", "Int", "Tree"]

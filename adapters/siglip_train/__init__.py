@@ -1,1 +1,1 @@
-"""The training shell: data, tokenizer, checkpoints, loop, evaluation and the command `siglip-train`."""
+"""The training shell: data, tokenizer, checkpoints, loop, evaluation, and `siglip-train`."""

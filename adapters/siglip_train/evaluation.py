@@ -100,16 +100,17 @@ def task_metrics(embedded: Embedded) -> dict[str, float]:
     """
     task, zimg, ztxt = embedded
     answers, candidates = task.answers, np.arange(len(task.texts))
-    metrics = {}
-    for way, ranks, chances in (
-        ("image_to_text", positive_ranks(zimg, ztxt, answers, candidates), (answers, candidates)),
-        ("text_to_image", positive_ranks(ztxt, zimg, candidates, answers), (candidates, answers)),
+    metrics: dict[str, float] = {}
+    for way, queries, options, query_groups, option_groups in (
+        ("image_to_text", zimg, ztxt, answers, candidates),
+        ("text_to_image", ztxt, zimg, candidates, answers),
     ):
+        ranks = positive_ranks(queries, options, query_groups, option_groups)
         for k in KS:
             metrics[f"{task.name}/{way}/R@{k}"] = float(np.mean(ranks <= k))
         metrics[f"{task.name}/{way}/median_rank"] = float(np.median(ranks))
         for k in KS:
-            metrics[f"{task.name}/{way}/chance@{k}"] = chance(*chances, k)
+            metrics[f"{task.name}/{way}/chance@{k}"] = chance(query_groups, option_groups, k)
     return metrics
 
 

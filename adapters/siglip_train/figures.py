@@ -118,7 +118,7 @@ def _retrieved(ax: Axes, part: Embedded, index: int, rank: int, t: float, b: flo
     best = np.argsort(-cosines, kind="stable")[:5]
     for line, candidate in enumerate(best):
         right = candidate == answer
-        style = {
+        style: dict[str, Any] = {
             "fontsize": 7,
             "color": RIGHT if right else WRONG,
             "weight": "bold" if right else "normal",
@@ -176,7 +176,8 @@ def _cosines(
     ax: Axes, matching: NDArray[np.floating], others: NDArray[np.floating], t: float, b: float
 ) -> None:
     boundary = -b / t
-    bins = np.linspace(min(others.min(), matching.min()), max(others.max(), matching.max()), 70)
+    every = np.concatenate([matching, others])
+    bins = np.linspace(every.min(), every.max(), 70).tolist()
     ax.hist(others, bins=bins, color=WRONG, alpha=0.45, label=f"{others.size:,} other pairs")
     ax.hist(matching, bins=bins, color=RIGHT, alpha=0.65, label=f"{matching.size:,} matching pairs")
     ax.set_yscale("log")
@@ -207,7 +208,8 @@ def _cosines(
 
 def logistic(x: NDArray[np.floating]) -> NDArray[np.floating]:
     """1 / (1 + exp(-x)) for display."""
-    return np.exp(-np.logaddexp(0, -x))
+    probabilities: NDArray[np.floating] = np.exp(-np.logaddexp(0, -x))
+    return probabilities
 
 
 def smoothed(values: NDArray[np.floating]) -> NDArray[np.floating]:
@@ -216,7 +218,8 @@ def smoothed(values: NDArray[np.floating]) -> NDArray[np.floating]:
     sums = np.cumsum(np.concatenate(([0.0], values)))
     ends = np.arange(1, len(values) + 1)
     starts = np.maximum(ends - window, 0)
-    return (sums[ends] - sums[starts]) / (ends - starts)
+    means: NDArray[np.floating] = (sums[ends] - sums[starts]) / (ends - starts)
+    return means
 
 
 def shortened(text: str, longest: int) -> str:

@@ -8,7 +8,7 @@ from siglip_ref.optim.leaves import Decays, Schedule, kernels_decay
 from siglip_ref.optim.update import update_leaves
 from siglip_ref.precision import at_least_float32
 from siglip_ref.tree import tree_map
-from siglip_ref.types import Array, Float, Tree
+from siglip_ref.types import Array, Count, Float, Tree
 
 _SMALLEST_FACTORED = 32
 _DECAY_EXPONENT = 0.8
@@ -21,7 +21,7 @@ class AdafactorState(NamedTuple):
     other leaf has `whole` of its own shape, and the two others empty.
     """
 
-    step: int
+    step: Count
     rows: Tree
     columns: Tree
     whole: Tree
@@ -78,7 +78,7 @@ def adafactor_update(
     arXiv:1804.04235, algorithm 4; β₂ capped at 0.95 in arXiv:2303.15343, section 4.
     """
     count = state.step + 1
-    beta2 = min(beta2_cap, 1 - float(count) ** -_DECAY_EXPONENT)
+    beta2 = _second_moment_decay(count, beta2_cap)
 
     def rule(
         path: str, g: Array, p: Array, rows: Array, columns: Array, whole: Array, mu: Array
@@ -105,6 +105,14 @@ def adafactor_update(
         rule, grads, params, (state.rows, state.columns, state.whole, state.mu), schedule
     )
     return params, AdafactorState(count, rows, columns, whole, mu)
+
+
+def _second_moment_decay(count: Count, cap: float) -> Float[Array, ""] | float:
+    decay = 1 - count**-_DECAY_EXPONENT
+    if isinstance(decay, float):
+        return min(decay, cap)
+    xp = array_namespace(decay)
+    return xp.minimum(decay, xp.full_like(decay, cap))
 
 
 def _is_factored(p: Float[Array, "*shape"]) -> bool:

@@ -6,13 +6,13 @@ from array_api_compat import array_namespace
 
 from siglip_ref.precision import at_least_float32
 from siglip_ref.tree import tree_map
-from siglip_ref.types import Array, Float, Tree
+from siglip_ref.types import Array, Count, Float, Tree
 
 
 class AdamState(NamedTuple):
     """Updates done, and the moments, trees like the parameters in at least float32."""
 
-    step: int
+    step: Count
     mu: Tree
     nu: Tree
 
@@ -38,7 +38,7 @@ def adam_leaf(
     g: Float[Array, "*shape"],
     mu: Float[Array, "*shape"],
     nu: Float[Array, "*shape"],
-    count: int,
+    count: Count,
     *,
     beta1: float,
     beta2: float,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import siglip_ref as sr
-from backends import library, map_arrays
+from backends import BACKENDS, library, map_arrays
 from siglip_ref import losses, model
 from siglip_ref.tree import flatten
 from strategies import random_params
@@ -112,10 +112,8 @@ def test_gradients_are_those_of_jax_grad(config):
     assert_same_gradients(grads, map_arrays(np.asarray, wanted), 1e-10)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(np.float64, 1e-11), (np.float32, 2e-4)], ids=["float64", "float32"]
-)
-def test_every_library_computes_the_same_gradients(backend, dtype, tolerance):
+def assert_computes_the_same(backend, dtype, tolerance):
+    """Loss and gradients on the backend are those of NumPy in float64."""
     config = CONFIGS["one attention head"]
     params, images, tokens = batch(config)
     # The same float32 numbers for both.
@@ -134,6 +132,20 @@ def test_every_library_computes_the_same_gradients(backend, dtype, tolerance):
     )
     assert abs(float(value) - want) <= tolerance * want
     assert_same_gradients(map_arrays(backend.to_numpy, grads), wanted, tolerance)
+
+
+def test_every_library_computes_the_same_gradients(backend):
+    assert_computes_the_same(backend, np.float64, 1e-12)
+
+
+COMPILING = [candidate for candidate in BACKENDS if candidate.name != "jax"]
+"""JAX without jit compiles each operation by itself, for ten seconds: in float64 only."""
+
+
+@pytest.mark.parametrize("backend", COMPILING, ids=lambda backend: backend.name)
+def test_every_library_computes_the_same_gradients_in_float32(backend):
+    backend.require()
+    assert_computes_the_same(backend, np.float32, 3e-5)
 
 
 def test_tiles_and_softmax_and_rematerialisation_compile():

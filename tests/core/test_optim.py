@@ -1,0 +1,300 @@
+"""Optimizers are pure, decay what they say, and agree with optax and Torch step by step."""
+
+import math
+
+import array_api_strict
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+from agreement import assert_within
+from hypothesis import given
+from hypothesis import strategies as st
+from oracle import optimizers as oracle
+from oracle import value
+from oracle.optimizers import big_vision_step
+
+import siglip_ref as sr
+from siglip_ref import optim
+from siglip_ref.tree import flatten, tree_map, tree_map_with_path
+
+RATES = {"lr": 1e-2, "weight_decay": 3e-3, "schedule": 0.7}
+OPTIMIZERS = {
+    "adamw": (optim.adamw_init, optim.adamw_update),
+    "adamw_torch": (optim.adamw_init, optim.adamw_torch_update),
+    "lion": (optim.lion_init, optim.lion_update),
+    "adafactor": (optim.adafactor_init, optim.adafactor_update),
+}
+every_optimizer = pytest.mark.parametrize(("init", "update"), OPTIMIZERS.values(), ids=OPTIMIZERS)
+
+
+def problem(steps=10):
+    """Parameters of every kind that matters (factored and not), and gradients for some steps."""
+    rng = np.random.default_rng(0)
+    params = {
+        "dense": {"kernel": rng.standard_normal((40, 53)), "bias": rng.standard_normal(53)},
+        "small": {"kernel": rng.standard_normal((35, 3))},
+        "t_prime": rng.standard_normal(()),
+    }
+    grads = [tree_map(lambda p: rng.standard_normal(p.shape), params) for _ in range(steps)]
+    return params, grads
+
+
+def run(init, update, params, grads, **settings):
+    state = init(params)
+    for g in grads:
+        params, state = update(g, state, params, **settings)
+    return params
+
+
+def assert_trees_agree(got, want, tolerance=1e-12):
+    got, want = flatten(got), flatten(want)
+    assert got.keys() == want.keys()
+    for path, leaf in want.items():
+        np.testing.assert_allclose(got[path], leaf, rtol=tolerance, atol=tolerance, err_msg=path)
+
+
+def big_vision_chain(scaling):
+    """Scale by the learning rate, add the decay of kernels, scale by the schedule, descend."""
+
+    def kernels(tree):
+        return tree_map_with_path(lambda path, _: path.endswith("/kernel"), tree)
+
+    return optax.chain(
+        *scaling,
+        optax.scale(RATES["lr"]),
+        optax.add_decayed_weights(RATES["weight_decay"], kernels),
+        optax.scale(-RATES["schedule"]),
+    )
+
+
+SCALINGS = {
+    "adamw": [optax.scale_by_adam(0.9, 0.95)],
+    "lion": [optax.scale_by_lion(0.9, 0.99)],
+    "adafactor": [
+        optax.scale_by_factored_rms(
+            min_dim_size_to_factor=32,
+            epsilon=1e-30,
+            decay_rate=0.8,
+            decay_rate_fn=lambda i, e: jnp.minimum(0.95, 1 - (i + 1.0) ** -e),
+        ),
+        optax.ema(0.9, debias=False),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", SCALINGS)
+def test_ten_steps_are_those_of_optax_chained_as_big_vision_chains_it(name):
+    params, grads = problem()
+    with jax.enable_x64(True):
+        chain = big_vision_chain(SCALINGS[name])
+        theirs, state = params, chain.init(params)
+        for g in grads:
+            updates, state = chain.update(g, state, theirs)
+            theirs = optax.apply_updates(theirs, updates)
+    assert_trees_agree(run(*OPTIMIZERS[name], params, grads, **RATES), theirs)
+
+
+def test_ten_steps_in_the_torch_convention_are_those_of_torch():
+    params, grads = problem()
+    tensors = {k: torch.tensor(p, requires_grad=True) for k, p in flatten(params).items()}
+    peer = torch.optim.AdamW(tensors.values(), lr=1e-2, weight_decay=0.3, foreach=False)
+    for g in grads:
+        for path, leaf in flatten(g).items():
+            tensors[path].grad = torch.tensor(leaf)
+        peer.step()
+    ours = run(*OPTIMIZERS["adamw_torch"], params, grads, lr=1e-2, weight_decay=0.3)
+    assert_trees_agree(ours, sr.tree.unflatten({k: t.detach().numpy() for k, t in tensors.items()}))
+
+
+def test_a_decay_of_1e_4_here_is_one_of_0_1_in_torch_at_a_rate_of_1e_3():
+    params, grads = problem()
+    shared = {"lr": 1e-3, "beta2": 0.95, "decays": optim.kernels_decay}
+    here = run(*OPTIMIZERS["adamw"], params, grads, weight_decay=1e-4, **shared)
+    there = run(*OPTIMIZERS["adamw_torch"], params, grads, weight_decay=0.1, **shared)
+    assert_trees_agree(here, there)
+
+
+@every_optimizer
+def test_only_kernels_decay_unless_told_otherwise(init, update):
+    config = sr.SiglipConfig(
+        image=sr.ImageConfig(
+            image_size=9, patch_size=4, width=12, depth=1, mlp_dim=20, num_heads=3
+        ),
+        text=sr.TextConfig(
+            vocab_size=23, context_length=5, width=8, depth=1, mlp_dim=14, num_heads=2, out_dim=12
+        ),
+    )
+    params = sr.init_params(config, np.random.default_rng(0))
+    params = tree_map(lambda p: p + np.float32(0.5), params)
+    zero = tree_map(np.zeros_like, params)
+    # With zero gradients only the decay can move anything; Adafactor divides 0 by its tiny eps.
+    settings = {"lr": 1.0, "weight_decay": 0.25, "decays": optim.kernels_decay}
+    moved, _ = update(zero, init(params), params, **settings)
+    for path, before in flatten(params).items():
+        factor = 0.75 if path.endswith("/kernel") else 1.0
+        np.testing.assert_allclose(flatten(moved)[path], factor * before, rtol=1e-6, err_msg=path)
+
+
+@every_optimizer
+def test_frozen_leaves_and_their_state_stay_the_same_objects(init, update):
+    params, grads = problem(3)
+
+    def schedule(path):
+        return 0.0 if path.startswith("dense/") else 0.5
+
+    state = init(params)
+    new, new_state = params, state
+    for g in grads:
+        new, new_state = update(g, new_state, new, lr=1e-2, schedule=schedule)
+    for path, leaf in flatten(params).items():
+        frozen = path.startswith("dense/")
+        assert (flatten(new)[path] is leaf) == frozen
+        for before, after in zip(state, new_state, strict=True):
+            if isinstance(before, dict):
+                same = flatten(before)[path] is flatten(after)[path]
+                assert same if frozen else (not same or flatten(before)[path].size == 0)
+
+
+@every_optimizer
+def test_a_schedule_can_give_each_tower_its_own_rate(init, update):
+    params, grads = problem(1)
+    whole, _ = update(grads[0], init(params), params, lr=1e-2)
+    parts, _ = update(
+        grads[0],
+        init(params),
+        params,
+        lr=1e-2,
+        schedule=lambda path: 0.1 if path.startswith("small/") else 1.0,
+    )
+    step = flatten(whole)["small/kernel"] - params["small"]["kernel"]
+    tenth = flatten(parts)["small/kernel"] - params["small"]["kernel"]
+    np.testing.assert_allclose(tenth, 0.1 * step, rtol=1e-10)
+    np.testing.assert_array_equal(flatten(parts)["dense/bias"], flatten(whole)["dense/bias"])
+
+
+@every_optimizer
+def test_nothing_that_goes_in_is_written_to(init, update):
+    params, grads = problem(2)
+    for tree in (params, *grads):
+        for leaf in flatten(tree).values():
+            leaf.setflags(write=False)
+    state = init(params)
+    for part in state:
+        if isinstance(part, dict):
+            for leaf in flatten(part).values():
+                leaf.setflags(write=False)
+    update(grads[0], state, params, lr=1e-2)
+
+
+@every_optimizer
+def test_every_namespace_gives_the_same_steps(init, update):
+    params, grads = problem(3)
+    want = run(init, update, params, grads, **RATES)
+    for convert in (array_api_strict.asarray, torch.asarray):
+        got = run(
+            init,
+            update,
+            tree_map(lambda p, f=convert: f(np.array(p)), params),
+            [tree_map(lambda p, f=convert: f(np.array(p)), g) for g in grads],
+            **RATES,
+        )
+        assert_trees_agree(tree_map(np.asarray, got), want)
+    with jax.enable_x64(True):
+        compiled = jax.jit(lambda g, s, p: update(g, s, p, **RATES))
+        theirs, state = tree_map(jnp.asarray, params), init(tree_map(jnp.asarray, params))
+        theirs, state = compiled(tree_map(jnp.asarray, grads[0]), state, theirs)
+        assert_trees_agree(
+            tree_map(np.asarray, theirs), run(init, update, params, grads[:1], **RATES)
+        )
+
+
+@every_optimizer
+def test_half_precision_parameters_keep_their_dtype_and_their_moments_are_wider(init, update):
+    params = {"a": {"kernel": np.ones((33, 34), np.float16)}}
+    new, state = update(params, init(params), params, lr=1e-2)
+    assert new["a"]["kernel"].dtype == np.float16
+    assert {
+        leaf.dtype for part in state if isinstance(part, dict) for leaf in flatten(part).values()
+    } == {np.dtype(np.float32)}
+
+
+def test_a_missing_gradient_is_named():
+    params, grads = problem(1)
+    del grads[0]["small"]
+    with pytest.raises(ValueError, match="differ in small/kernel"):
+        optim.adamw_update(grads[0], optim.adamw_init(params), params, lr=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("name", "direction", "constants"),
+    [
+        ("adamw", oracle.adam_direction, {"beta1": 0.9, "beta2": 0.95, "eps": 1e-8}),
+        ("lion", oracle.lion_direction, {"beta1": 0.9, "beta2": 0.99}),
+    ],
+)
+def test_four_steps_of_a_scalar_agree_with_the_oracle(name, direction, constants):
+    history = [0.3, -1.2, 0.05, 2.0]
+    want = 0.8
+    for count in range(1, len(history) + 1):
+        step = value(direction, {"gradients": history[:count], **constants})
+        want = value(big_vision_step, {"parameter": want, "direction": step, **RATES})
+    params = {"x": {"kernel": np.array([0.8])}}
+    grads = [{"x": {"kernel": np.array([g])}} for g in history]
+    got = run(*OPTIMIZERS[name], params, grads, **RATES)
+    assert_within(got["x"]["kernel"], [want], 1e-14)
+
+
+@given(max_norm=st.floats(1e-3, 1e3), seed=st.integers(0, 99))
+def test_clipping_keeps_the_direction_and_bounds_the_norm(max_norm, seed):
+    rng = np.random.default_rng(seed)
+    grads = {"a": rng.standard_normal((3, 4)), "b": {"c": rng.standard_normal(5)}}
+    clipped, norm = optim.clip_by_global_norm(grads, max_norm)
+    whole = np.concatenate([leaf.ravel() for leaf in flatten(grads).values()])
+    assert norm == pytest.approx(np.linalg.norm(whole), rel=1e-12)
+    factor = min(1.0, max_norm / np.linalg.norm(whole))
+    assert_trees_agree(clipped, tree_map(lambda g: factor * g, grads))
+    with jax.enable_x64(True):
+        assert_trees_agree(clipped, optax.clip_by_global_norm(max_norm).update(grads, None)[0])
+
+
+def test_clipping_leaves_zero_gradients_and_infinite_bounds_alone():
+    zero = {"a": np.zeros(3)}
+    assert_trees_agree(optim.clip_by_global_norm(zero, 1.0)[0], zero)
+    grads = {"a": np.full(3, 1e30)}
+    assert optim.clip_by_global_norm(grads, math.inf)[0] is grads
+    for bound in (0.0, -1.0, math.nan):
+        with pytest.raises(ValueError, match="max_norm must be above 0"):
+            optim.clip_by_global_norm(grads, bound)
+
+
+def test_schedules_have_the_values_worked_out_by_hand():
+    cosine = [optim.cosine_schedule(s, total=12, warmup=4) for s in (0, 1, 3, 4, 8, 10, 12, 20)]
+    half = math.sqrt(0.5)
+    np.testing.assert_allclose(cosine, [0, 0.25, 0.75, 1, 0.5, 0.5 * (1 - half), 0, 0], atol=1e-15)
+    linear = [optim.linear_schedule(s, total=12, warmup=4, end=0.2) for s in (0, 2, 4, 8, 12, 99)]
+    np.testing.assert_allclose(linear, [0, 0.5, 1, 0.6, 0.2, 0.2], atol=1e-15)
+    rsqrt = [optim.rsqrt_schedule(s, warmup=4, timescale=100) for s in (0, 2, 4, 304, 1504)]
+    np.testing.assert_allclose(rsqrt, [0, 0.5, 1, 0.5, 0.25], atol=1e-15)
+    assert optim.cosine_schedule(0, total=5) == optim.linear_schedule(0, total=5) == 1.0
+
+
+def test_a_run_shorter_than_its_warmup_is_refused():
+    with pytest.raises(ValueError, match="total must be above warmup = 10, got 10"):
+        optim.cosine_schedule(3, total=10, warmup=10)
+
+
+@given(decay=st.floats(0, 0.999), steps=st.integers(0, 20))
+def test_what_is_left_of_the_start_of_an_average_is_the_decay_to_the_number_of_steps(decay, steps):
+    ema, params = {"a": np.array([4.0, -2.0])}, {"a": np.array([1.0, 1.0])}
+    start = ema["a"]
+    for _ in range(steps):
+        ema = optim.ema_update(ema, params, decay)
+    np.testing.assert_allclose(ema["a"], 1 + decay**steps * (start - 1), rtol=1e-12)
+
+
+def test_an_average_that_never_moves_is_refused():
+    with pytest.raises(ValueError, match=r"decay must lie in \[0, 1\), got 1.0"):
+        optim.ema_update({"a": np.ones(1)}, {"a": np.ones(1)}, 1.0)
