@@ -9,14 +9,14 @@ import numpy as np
 import optax
 import pytest
 import torch
-from agreement import assert_within
 from hypothesis import given
 from hypothesis import strategies as st
+
+import siglip_ref as sr
+from agreement import assert_within
 from oracle import optimizers as oracle
 from oracle import value
 from oracle.optimizers import big_vision_step
-
-import siglip_ref as sr
 from siglip_ref import optim
 from siglip_ref.tree import flatten, tree_map, tree_map_with_path
 
