@@ -5,17 +5,15 @@ computed. Others are found by the entry point group `siglip_ref.backends`.
 """
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, TypeVar
 
 from numpy.typing import NDArray
 
-from siglip_ref.types import Array
+from siglip_ref.types import Array, Map
 
 Fn = TypeVar("Fn", bound=Callable[..., Any])
-Map = Callable[[Callable[..., Any], Iterable[Any]], Iterable[Any]]
-"""How microbatches are mapped over: `map`, or that of a pool; results come in order."""
 
 
 class Backend(Protocol):

@@ -6,7 +6,6 @@ from typing import Literal, NamedTuple
 
 from array_api_compat import array_namespace
 
-from siglip_ref.backend import Map
 from siglip_ref.config import SiglipConfig
 from siglip_ref.encoders import (
     image_bwd,
@@ -33,7 +32,7 @@ from siglip_ref.params import check_params
 from siglip_ref.primitives import l2_normalize_bwd, l2_normalize_fwd
 from siglip_ref.primitives.l2_normalize import L2NormalizeResiduals
 from siglip_ref.tree import tree_map
-from siglip_ref.types import Array, Float, Int, Tree
+from siglip_ref.types import Array, Float, Int, Map, Tree
 
 Loss = Literal["sigmoid", "softmax"]
 Remat = Literal["nothing", "blocks", "towers"]

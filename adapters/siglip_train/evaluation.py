@@ -1,24 +1,25 @@
 """Retrieval and zero-shot classification on validation pairs.
 
-A query is right at k if any of its positives is among the k best. The rank of a positive counts
-every other candidate that scores at least as much, so a model that gives all the same scores has
-nothing right.
+A query is right at k if any of its positives is among the k best. The rank of its best positive
+is one more than the candidates that are no positives and score as much or more. So a tie counts
+against the model, and one that gives every candidate the same score has nothing right. Scores
+that differ by no more than the rounding of a scalar product are ties.
 
 Source: the conventions of CLIP_benchmark (`recall@k` with any positive; class embeddings as the
-normalised mean over prompts).
+normalised mean over prompts; recall as the mean over classes).
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 import siglip_ref as sr
-from siglip_ref.backend import Backend, Map
-from siglip_ref.types import Tree
-from siglip_train.captions import ZERO_SHOT_TEMPLATES
+from siglip_ref.backend import Backend
+from siglip_ref.types import Map, Tree
+from siglip_train.captions import ZERO_SHOT_TEMPLATES, strings_of
 from siglip_train.corpus import ValidationPair, names, pixels
 from siglip_train.tokenizer import Tokenizer
 
@@ -26,23 +27,30 @@ Floats = NDArray[np.floating]
 Ints = NDArray[np.integer]
 
 KS = (1, 5, 10)
+CHUNK = 1024
+"""Queries, and candidates, whose scores are held at a time: 8 MiB."""
+
 _AT_A_TIME = 64  # images or texts of a call
-_CHUNK = 1024  # queries whose scores are held at a time
+_AS_THEY_ARE = ("{}",)
 
 
 class Task(NamedTuple):
-    """Validation images of one kind, and the names to be found for them."""
+    """Validation images of one kind, and the texts to be found for them."""
 
     name: str
     pairs: list[ValidationPair]
     texts: list[str]
-    """Distinct names; the candidates."""
+    """Distinct texts; the candidates."""
     answers: Ints
-    """For each pair, which of the names is its own."""
+    """For each pair, which of the texts is its own."""
+    templates: Sequence[str] = _AS_THEY_ARE
+    """Prompts over which the embedding of a text is the mean; `{}` stands for the text."""
+    kind: Literal["retrieval", "zero_shot"] = "retrieval"
+    """Both directions, or images to classes only."""
 
 
 class Embedded(NamedTuple):
-    """A task with the embeddings of its images and its names."""
+    """A task with the embeddings of its images and its texts."""
 
     task: Task
     zimg: Floats
@@ -50,20 +58,50 @@ class Embedded(NamedTuple):
 
 
 def make_tasks(pairs: Sequence[ValidationPair]) -> list[Task]:
-    """One task for all pairs, or one each for `seen` and `unseen` ones where the data say so."""
-    if all("seen" in pair.metadata for pair in pairs):
-        kinds = [("seen", True), ("unseen", False)]
-        parts = [(name, [p for p in pairs if p.metadata["seen"] is seen]) for name, seen in kinds]
-    else:
-        parts = [("validation", list(pairs))]
-    tasks = []
-    for name, chosen in parts:
-        if chosen:
-            own = [names(pair.metadata)[0] for pair in chosen]
-            texts = sorted(set(own))
-            places = {text: place for place, text in enumerate(texts)}
-            tasks.append(Task(name, chosen, texts, np.asarray([places[text] for text in own])))
+    """What to measure on these pairs: three tasks if they say what is `seen`, else one.
+
+    | task | images | texts |
+    | --- | --- | --- |
+    | `seen` | of concepts that are trained on (by drawings of other vendors) | their names |
+    | `unseen` | of concepts that are not | their names |
+    | `unseen_groups` | the same | the groups they belong to (zero-shot only) |
+    | `validation` | all | their names, or else their first captions |
+
+    Equal texts are one candidate. Names go through the prompt templates, captions stand as they
+    are.
+    """
+    if not all(isinstance(pair.metadata.get("seen"), bool) for pair in pairs):
+        return _named_task("validation", pairs)
+    unseen = [pair for pair in pairs if not pair.metadata["seen"]]
+    tasks = _named_task("seen", [pair for pair in pairs if pair.metadata["seen"]])
+    tasks += _named_task("unseen", unseen)
+    groups = [next(iter(strings_of(pair.metadata, "group")), "") for pair in unseen]
+    if all(groups) and len(set(groups)) > 1:
+        tasks.append(_task("unseen_groups", unseen, groups, ZERO_SHOT_TEMPLATES, "zero_shot"))
     return tasks
+
+
+def _named_task(name: str, pairs: Sequence[ValidationPair]) -> list[Task]:
+    """The retrieval of the names, or captions, of these pairs; no task without pairs."""
+    if not pairs:
+        return []
+    named = all(strings_of(pair.metadata, "name") for pair in pairs)
+    templates = ZERO_SHOT_TEMPLATES if named else _AS_THEY_ARE
+    own = [names(pair.metadata)[0] for pair in pairs]
+    return [_task(name, pairs, own, templates, "retrieval")]
+
+
+def _task(
+    name: str,
+    pairs: Sequence[ValidationPair],
+    own: Sequence[str],
+    templates: Sequence[str],
+    kind: Literal["retrieval", "zero_shot"],
+) -> Task:
+    texts = sorted(set(own))
+    places = {text: place for place, text in enumerate(texts)}
+    answers = np.asarray([places[text] for text in own])
+    return Task(name, list(pairs), texts, answers, templates, kind)
 
 
 def embed_task(
@@ -74,8 +112,7 @@ def embed_task(
     backend: Backend,
     parallel_map: Map,
 ) -> Embedded:
-    """The embeddings of a task; a name's is the normalised mean over the prompt templates."""
-    images = pixels(task.pairs)
+    """The embeddings of a task's images and texts."""
 
     def embed(encode: Callable[..., Floats], inputs: NDArray[np.generic]) -> Floats:
         parts = [inputs[start : start + _AT_A_TIME] for start in range(0, len(inputs), _AT_A_TIME)]
@@ -84,59 +121,187 @@ def embed_task(
         )
         return np.concatenate(list(done))
 
-    prompts = [
-        embed(sr.encode_text, tokenizer.encode([template.format(text) for text in task.texts]))
-        for template in ZERO_SHOT_TEMPLATES
-    ]
-    mean = np.mean(prompts, axis=0)
-    ztxt = mean / np.linalg.norm(mean, axis=1, keepdims=True)
-    return Embedded(task, embed(sr.encode_image, images), ztxt)
+    return Embedded(
+        task,
+        embed(sr.encode_image, pixels(task.pairs)),
+        class_embeddings(
+            lambda tokens: embed(sr.encode_text, tokens), tokenizer, task.texts, task.templates
+        ),
+    )
+
+
+def class_embeddings(
+    encode_text: Callable[[Ints], Floats],
+    tokenizer: Tokenizer,
+    classes: Sequence[str],
+    templates: Sequence[str],
+) -> Floats:
+    """For each class the mean of the unit embeddings of its prompts, normalised, (classes, d).
+
+    `encode_text` takes tokens (n, l) to unit embeddings (n, d); `{}` in a template stands for the
+    class.
+    """
+    mean = np.mean(
+        [
+            encode_text(tokenizer.encode([template.format(name) for name in classes]))
+            for template in templates
+        ],
+        axis=0,
+    )
+    unit: Floats = mean / np.linalg.norm(mean, axis=1, keepdims=True)
+    return unit
 
 
 def task_metrics(embedded: Embedded) -> dict[str, float]:
-    """Recall both ways, and what chance would give, by name `TASK/image_to_text/R@5`.
+    """The metrics of a task, by names such as `TASK/image_to_text/R@5`.
 
-    `image_to_text/R@1` is the zero-shot accuracy among the names.
+    Of a zero-shot task only the k below half the number of classes, where chance is not the
+    larger part.
     """
     task, zimg, ztxt = embedded
-    answers, candidates = task.answers, np.arange(len(task.texts))
-    metrics: dict[str, float] = {}
-    for way, queries, options, query_groups, option_groups in (
-        ("image_to_text", zimg, ztxt, answers, candidates),
-        ("text_to_image", ztxt, zimg, candidates, answers),
+    if task.kind == "zero_shot":
+        ks = [k for k in KS if 2 * k <= len(task.texts)]
+        metrics = zero_shot(zimg, ztxt, task.answers, ks=ks)
+    else:
+        metrics = retrieval(zimg, ztxt, task.answers, np.arange(len(task.texts)))
+    return {f"{task.name}/{name}": value for name, value in metrics.items()}
+
+
+def retrieval(
+    zimg: Floats,
+    ztxt: Floats,
+    image_groups: Ints,
+    text_groups: Ints,
+    *,
+    ks: Sequence[int] = KS,
+    chunk: int = CHUNK,
+) -> dict[str, float]:
+    """Recall at k both ways, what chance would give, and the median rank of the best positive.
+
+    Shapes: zimg (n, d), ztxt (m, d) with unit rows; image_groups (n,), text_groups (m,). An image
+    and a text are positives of each other if their groups are equal. Names: `WAY/R@k`,
+    `WAY/chance@k`, `WAY/median_rank` with WAY `image_to_text` and `text_to_image`.
+
+    Raises ValueError as `positive_ranks` does.
+    """
+    images, texts = (zimg, image_groups), (ztxt, text_groups)
+    metrics = {}
+    for way, (queries, query_groups), (candidates, candidate_groups) in (
+        ("image_to_text", images, texts),
+        ("text_to_image", texts, images),
     ):
-        ranks = positive_ranks(queries, options, query_groups, option_groups)
-        for k in KS:
-            metrics[f"{task.name}/{way}/R@{k}"] = float(np.mean(ranks <= k))
-        metrics[f"{task.name}/{way}/median_rank"] = float(np.median(ranks))
-        for k in KS:
-            metrics[f"{task.name}/{way}/chance@{k}"] = chance(query_groups, option_groups, k)
+        ranks = positive_ranks(queries, candidates, query_groups, candidate_groups, chunk=chunk)
+        for k in ks:
+            metrics[f"{way}/R@{k}"] = float(np.mean(ranks <= k))
+        for k in ks:
+            metrics[f"{way}/chance@{k}"] = chance(query_groups, candidate_groups, k)
+        metrics[f"{way}/median_rank"] = float(np.median(ranks))
     return metrics
 
 
+def zero_shot(
+    zimg: Floats,
+    zclass: Floats,
+    labels: Ints,
+    *,
+    ks: Sequence[int] = KS,
+    chunk: int = CHUNK,
+) -> dict[str, float]:
+    """Accuracy among the k best classes, what chance would give, and the mean recall of classes.
+
+    Shapes: zimg (n, d), zclass (c, d) with unit rows; labels (n,) in [0, c). Names:
+    `zero_shot/R@k`, `zero_shot/chance@k`, and `zero_shot/mean_per_class_recall`: for each class
+    that occurs in `labels` the part of its images for which it is the best, then the mean over
+    these classes.
+
+    Raises ValueError as `positive_ranks` does.
+    """
+    classes = np.arange(len(zclass))
+    ranks = positive_ranks(zimg, zclass, labels, classes, chunk=chunk)
+    metrics = {f"zero_shot/R@{k}": float(np.mean(ranks <= k)) for k in ks}
+    metrics |= {f"zero_shot/chance@{k}": chance(labels, classes, k) for k in ks}
+    recalls = [np.mean(ranks[labels == label] == 1) for label in np.unique(labels)]
+    return metrics | {"zero_shot/mean_per_class_recall": float(np.mean(recalls))}
+
+
 def positive_ranks(
-    queries: Floats, candidates: Floats, query_groups: Ints, candidate_groups: Ints
+    queries: Floats,
+    candidates: Floats,
+    query_groups: Ints,
+    candidate_groups: Ints,
+    *,
+    chunk: int = CHUNK,
 ) -> Ints:
     """For each query, the rank (from 1) of the best candidate of its group.
 
-    One more than the candidates of other groups that score at least as much.
+        best = max of the scores of candidates of the query's group
+        rank = 1 + #{candidates of other groups: not (score < best - margin)}
 
-    Raises ValueError if a query has no candidate of its group.
+    Exact, in tiles of chunk x chunk scores. A score that is no number counts against the query.
+
+    Raises ValueError for shapes that do not fit, and if a query has no candidate of its group.
     """
-    missing = np.setdiff1d(query_groups, candidate_groups)
-    if missing.size:
+    _check_shapes(queries, candidates, query_groups, candidate_groups)
+    if not len(queries):
+        raise ValueError("there must be at least one query, got none")
+    orphans = np.isin(query_groups, candidate_groups, invert=True)
+    if orphans.any():
         raise ValueError(
-            f"every query must have a candidate of its group; {missing.size} groups have none"
+            "every query must have a candidate of its group; "
+            f"{len(np.unique(query_groups[orphans]))} groups have none "
+            f"({orphans.sum()} of {len(queries)} queries, {len(candidates)} candidates)"
         )
-    ranks = []
-    for start in range(0, len(queries), _CHUNK):
-        part = slice(start, start + _CHUNK)
-        scores = queries[part] @ candidates.T
-        own = query_groups[part, None] == candidate_groups
-        best = np.where(own, scores, -np.inf).max(axis=1, keepdims=True)
-        # Not `scores < best`: a score that is no number counts against us too.
-        ranks.append(1 + np.sum(~(scores < best) & ~own, axis=1))
-    return np.concatenate(ranks)
+    # A scalar product of d terms is off by at most d eps / 2, its best rival's likewise, and
+    # equal vectors are at times added up in different orders.
+    margin = 2 * queries.shape[1] * np.finfo(np.float64).eps
+    return np.concatenate(
+        [
+            _ranks(queries[part], candidates, query_groups[part], candidate_groups, margin, chunk)
+            for part in _slices(len(queries), chunk)
+        ]
+    )
+
+
+def _ranks(
+    queries: Floats,
+    candidates: Floats,
+    query_groups: Ints,
+    candidate_groups: Ints,
+    margin: float,
+    chunk: int,
+) -> Ints:
+    queries = queries.astype(np.float64)
+    best = np.full((len(queries), 1), -np.inf)
+    ranks = np.ones(len(queries), int)
+    tiles = list(_slices(len(candidates), chunk))
+    for part in tiles:
+        own = query_groups[:, None] == candidate_groups[part]
+        scores = queries @ candidates[part].astype(np.float64).T
+        best = np.maximum(best, np.where(own, scores, -np.inf).max(axis=1, keepdims=True))
+    for part in tiles:
+        own = query_groups[:, None] == candidate_groups[part]
+        scores = queries @ candidates[part].astype(np.float64).T
+        ranks += np.sum(~(scores < best - margin) & ~own, axis=1)
+    return ranks
+
+
+def _slices(count: int, chunk: int) -> Iterable[slice]:
+    return (slice(start, start + chunk) for start in range(0, count, chunk))
+
+
+def _check_shapes(
+    queries: Floats, candidates: Floats, query_groups: Ints, candidate_groups: Ints
+) -> None:
+    shapes = [x.shape for x in (queries, candidates, query_groups, candidate_groups)]
+    if (
+        [len(shape) for shape in shapes] != [2, 2, 1, 1]
+        or shapes[0][1] != shapes[1][1]
+        or [shape[0] for shape in shapes[:2]] != [shape[0] for shape in shapes[2:]]
+    ):
+        raise ValueError(
+            "embeddings must have shapes (n, d) and (m, d), and their groups (n,) and (m,); "
+            f"got {', '.join(map(str, shapes))}"
+        )
 
 
 def chance(query_groups: Ints, candidate_groups: Ints, k: int) -> float:
@@ -149,14 +314,46 @@ def chance(query_groups: Ints, candidate_groups: Ints, k: int) -> float:
     return 1 - float(np.mean([none[positives[group]] for group in query_groups.tolist()]))
 
 
-def format_table(metrics: dict[str, float]) -> str:
-    """The metrics for a terminal: a line for each task and direction."""
-    lines = [f"{'':28}" + "".join(f"{f'R@{k}':>8}{'chance':>8}" for k in KS)]
+class TableRow(NamedTuple):
+    """A line of the table of results."""
+
+    title: str
+    recalls: list[tuple[float, float] | None]
+    """For each of `KS` the recall and its chance, None where it is not measured."""
+    note: str
+    """What else is known: the median rank, or the mean recall of classes."""
+
+
+def table_rows(metrics: dict[str, float]) -> list[TableRow]:
+    """The metrics as lines of a table, one for each task and direction."""
+    rows = []
     for key in metrics:
         if key.endswith("/R@1"):
             row = key.removesuffix("/R@1")
-            cells = "".join(
-                f"{metrics[f'{row}/R@{k}']:8.1%}{metrics[f'{row}/chance@{k}']:8.1%}" for k in KS
-            )
-            lines.append(f"{row.replace('/', ', ').replace('_', ' '):28}{cells}")
+            recalls = [
+                (metrics[f"{row}/R@{k}"], metrics[f"{row}/chance@{k}"])
+                if f"{row}/R@{k}" in metrics
+                else None
+                for k in KS
+            ]
+            note = ""
+            if f"{row}/median_rank" in metrics:
+                note = f"median rank {metrics[f'{row}/median_rank']:g}"
+            elif f"{row}/mean_per_class_recall" in metrics:
+                note = f"mean over classes {metrics[f'{row}/mean_per_class_recall']:.1%}"
+            rows.append(TableRow(row.replace("/", ", ").replace("_", " "), recalls, note))
+    return rows
+
+
+def format_table(metrics: dict[str, float]) -> str:
+    """The metrics for a terminal: a line for each task and direction, chance beside each."""
+    rows = table_rows(metrics)
+    width = max((len(row.title) for row in rows), default=0)
+    lines = [f"{'':{width}}" + "".join(f"{f'R@{k}':>8}{'chance':>8}" for k in KS)]
+    for row in rows:
+        cells = "".join(
+            " " * 16 if recall is None else f"{recall[0]:8.1%}{recall[1]:8.1%}"
+            for recall in row.recalls
+        )
+        lines.append(f"{row.title:{width}}{cells}  {row.note}".rstrip())
     return "\n".join(lines)

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple, TextIO
 from tqdm import tqdm
 
 import siglip_ref as sr
-from siglip_ref.backend import Backend, Map
-from siglip_ref.types import Tree
+from siglip_ref.backend import Backend
+from siglip_ref.types import Map, Tree
 from siglip_train.checkpoints import keep_newest, save_checkpoint, step_path
 from siglip_train.loader import BatchLoader
 from siglip_train.optimizer import Optimizer, make_optimizer
@@ -149,7 +149,7 @@ def make_step(
         )
         grads, norm = sr.optim.clip_by_global_norm(grads, settings.clip_norm or math.inf)
         params, optimizer_state, factor = optimizer.update(
-            grads, state.optimizer, state.params, state.step
+            grads, state.optimizer, state.params, state.step, parallel_map
         )
         record = {
             "loss": float(loss),

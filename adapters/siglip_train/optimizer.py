@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import siglip_ref as sr
-from siglip_ref.types import Tree
+from siglip_ref.types import Map, Tree
 from siglip_train.settings import Settings
 
 
@@ -15,15 +15,17 @@ class Optimizer(NamedTuple):
     init: Callable[[Tree], Tree]
     """Parameters to the first state."""
 
-    update: Callable[[Tree, Tree, Tree, int], tuple[Tree, Tree, float]]
-    """(grads, state, params, step) to (params, state, the schedule's factor at this step)."""
+    update: Callable[[Tree, Tree, Tree, int, Map], tuple[Tree, Tree, float]]
+    """(grads, state, params, step, parallel_map) to (params, state, factor of the schedule)."""
 
 
 def make_optimizer(settings: Settings) -> Optimizer:
     """Adam, Adafactor or Lion with warmup and a schedule; frozen paths stay as they are."""
     state_type, init, rule = _rules(settings)
 
-    def update(grads: Tree, state: Tree, params: Tree, step: int) -> tuple[Tree, Tree, float]:
+    def update(
+        grads: Tree, state: Tree, params: Tree, step: int, parallel_map: Map
+    ) -> tuple[Tree, Tree, float]:
         factor = schedule_factor(settings, step)
         params, new_state = rule(
             grads,
@@ -32,6 +34,7 @@ def make_optimizer(settings: Settings) -> Optimizer:
             lr=settings.learning_rate,
             weight_decay=settings.weight_decay,
             schedule=lambda path: 0.0 if path.startswith(settings.freeze) else factor,
+            parallel_map=parallel_map,
         )
         return params, new_state._asdict(), factor
 

@@ -3,26 +3,34 @@
 import base64
 import html
 import io
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib import style
 from matplotlib.figure import Figure
 
-from siglip_train.checkpoints import write_atomically
-from siglip_train.evaluation import KS, Embedded
+from siglip_train.checkpoints import step_path, write_atomically
+from siglip_train.evaluation import KS, Embedded, table_rows
 from siglip_train.figures import curves, retrieval_grid, similarity
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
-figure { margin: 2rem 0; } figcaption { max-width: 48rem; }
-img { max-width: 100%; background: white; border-radius: 6px; }
-table { border-collapse: collapse; } td, th { padding: .25rem .8rem; text-align: right; }
-td, th { border-bottom: 1px solid var(--line); }
-td:first-child, th:first-child { text-align: left; }
-small { opacity: .7; } pre { overflow-x: auto; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { margin-bottom: 0; } h2 { margin-top: 3rem; } p, figcaption { max-width: 48rem; }
+figure { margin: 1rem 0 2rem; } figcaption { margin-bottom: .8rem; }
+img { width: 100%; background: white; border-radius: 8px; border: 1px solid var(--line); }
+.wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+td, th { padding: .3rem .8rem; text-align: right; border-bottom: 1px solid var(--line); }
+td:first-child, th:first-child, td:last-child { text-align: left; }
+th { font-weight: 600; } .faint { opacity: .65; font-weight: 400; }
+pre { overflow-x: auto; padding: .8rem; border: 1px solid var(--line); border-radius: 6px; }
+code { overflow-wrap: anywhere; }
+@media (prefers-color-scheme: dark) { img { filter: brightness(.9); } }
 """
+
+_PICTURES_SHOWN = 24  # in the retrieval grid
 
 
 def write_report(
@@ -41,53 +49,71 @@ def write_report(
     The page holds the pictures itself and needs no other file. Without validation data there are
     only the curves.
     """
-    pictures = [
-        (
-            "curves.png",
-            curves(records),
-            "The run. Thin lines are single steps, thick ones their running mean.",
-        )
-    ]
-    if embedded:
-        pictures += [
-            (
-                "retrieval.png",
-                retrieval_grid(embedded, t, b),
-                "Validation images with the five names the model finds most likely. Green is "
-                "right, red is wrong; the percentage is its probability that the pair matches.",
-            ),
-            (
-                "similarity.png",
-                similarity(embedded[0], t, b),
-                "Each pair is a yes/no question of its own. Left: the answers within a batch, "
-                "whose diagonal should be bright. Right: the cosines behind them, with the "
-                "boundary beyond which the sigmoid says yes.",
-            ),
-        ]
-    figures = []
-    for name, figure, caption in pictures:
-        data = png(figure)
-        write_atomically(folder / name, data)
-        figures.append(
-            f'<figure><img alt="{html.escape(name)}" '
-            f'src="data:image/png;base64,{base64.b64encode(data).decode()}">'
-            f"<figcaption>{html.escape(caption)}</figcaption></figure>"
-        )
-    last = records[-1] if records else {"step": 0}
+    with style.context("default"):  # not what a user's matplotlibrc says
+        pictures = _pictures(records, embedded, t, b)
+        sections = []
+        for name, title, figure, caption in pictures:
+            data = png(figure)
+            write_atomically(folder / f"{name}.png", data)
+            sections.append(
+                f"<h2>{title}</h2><figure><figcaption>{html.escape(caption)}</figcaption>"
+                f'<img alt="{title}" src="data:image/png;base64,'
+                f'{base64.b64encode(data).decode()}"></figure>'
+            )
+    step = records[-1]["step"] if records else 0
     page = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>siglip-train: {html.escape(folder.name)}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head>
 <body>
 <h1>{html.escape(folder.name)}</h1>
-<p>{last["step"]:,} steps, t = {t:.2f}, b = {b:.2f}.
-Go on with <code>siglip-train --resume {html.escape(str(folder))} --steps …</code></p>
+<p>{step:,} steps; t = {t:.2f}, b = {b:.2f}.</p>
 {_results(metrics)}
-{f"<p>Left out:</p><pre>{html.escape(skipped)}</pre>" if skipped else ""}
-{"".join(figures)}
+{"".join(sections)}
+<h2>Going on</h2>
+<p>The checkpoint is <code>{html.escape(str(step_path(folder, step)))}</code>. Train on with
+<code>siglip-train --resume {html.escape(shlex.quote(str(folder)))} --steps …</code></p>
+{f"<p>Left out of the data:</p><pre>{html.escape(skipped)}</pre>" if skipped else ""}
 <details><summary>Settings</summary><pre>{html.escape(config_text)}</pre></details>
 </body></html>
 """
     write_atomically(folder / "report.html", page.encode())
+
+
+def _pictures(
+    records: Sequence[dict[str, Any]], embedded: Sequence[Embedded], t: float, b: float
+) -> list[tuple[str, str, Figure, str]]:
+    """File name, title, picture, and how to read it."""
+    pictures = [
+        (
+            "curves",
+            "The run",
+            curves(records),
+            "Recall at 5 is the share of queries with a right answer among the five best; the "
+            "dotted lines are what a random order would give.",
+        )
+    ]
+    retrievals = [part for part in embedded if part.task.kind == "retrieval"]
+    if retrievals:
+        pictures += [
+            (
+                "retrieval",
+                "What the model calls these pictures",
+                retrieval_grid(retrievals, t, b, each=_PICTURES_SHOWN // len(retrievals)),
+                "Validation images, evenly spread over the data and not chosen, with the five "
+                "texts that fit best. Green is right, red is wrong, the percentage is "
+                "sigmoid(t cos + b); below stands the right text where it is not among the five.",
+            ),
+            (
+                "similarity",
+                "Each pair is a yes/no question",
+                similarity(retrievals[0], t, b),
+                "Left: the model's answers within a batch, whose diagonal should be dark and the "
+                "rest white. Right: the cosines of all pairs (on a logarithmic scale), with the "
+                "boundary beyond which the sigmoid says yes; a better model moves green to the "
+                "right of red.",
+            ),
+        ]
+    return pictures
 
 
 def png(figure: Figure) -> bytes:
@@ -100,16 +126,18 @@ def png(figure: Figure) -> bytes:
 def _results(metrics: dict[str, float]) -> str:
     if not metrics:
         return "<p>No validation data.</p>"
-    head = "".join(f"<th>R@{k}</th><th><small>chance</small></th>" for k in KS)
+    head = "".join(f'<th>R@{k}</th><th class="faint">chance</th>' for k in KS)
     rows = []
-    for key in metrics:
-        if key.endswith("/R@1"):
-            row = key.removesuffix("/R@1")
-            cells = "".join(
-                f"<td>{metrics[f'{row}/R@{k}']:.1%}</td>"
-                f"<td><small>{metrics[f'{row}/chance@{k}']:.1%}</small></td>"
-                for k in KS
-            )
-            title = html.escape(row.replace("/", ", ").replace("_", " "))
-            rows.append(f"<tr><td>{title}</td>{cells}</tr>")
-    return f"<table><thead><tr><th>recall</th>{head}</tr></thead>{''.join(rows)}</table>"
+    for row in table_rows(metrics):
+        cells = "".join(
+            "<td></td><td></td>"
+            if recall is None
+            else f'<td>{recall[0]:.1%}</td><td class="faint">{recall[1]:.1%}</td>'
+            for recall in row.recalls
+        )
+        title, note = html.escape(row.title), html.escape(row.note)
+        rows.append(f'<tr><td>{title}</td>{cells}<td class="faint">{note}</td></tr>')
+    return (
+        f'<div class="wide"><table><thead><tr><th>recall</th>{head}<th></th></tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 
 from threadpoolctl import threadpool_limits
 
-from siglip_ref.backend import Map, NumpyBackend
+from siglip_ref.backend import NumpyBackend
+from siglip_ref.types import Map
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
 _KEEP = 2**30  # bytes

@@ -8,7 +8,7 @@ from siglip_ref.optim.leaves import Decays, Schedule, kernels_decay
 from siglip_ref.optim.update import update_leaves
 from siglip_ref.precision import at_least_float32
 from siglip_ref.tree import tree_map
-from siglip_ref.types import Array, Count, Float, Tree
+from siglip_ref.types import Array, Count, Float, Map, Tree
 
 _SMALLEST_FACTORED = 32
 _DECAY_EXPONENT = 0.8
@@ -60,6 +60,7 @@ def adafactor_update(
     beta2_cap: float = 0.95,
     eps: float = 1e-30,
     decays: Decays = kernels_decay,
+    parallel_map: Map = map,
 ) -> tuple[Tree, AdafactorState]:
     """p ← p - schedule · (lr · μ + weight_decay · p) with μ ← momentum μ + (1 - momentum) u, and
 
@@ -102,7 +103,12 @@ def adafactor_update(
         return step, rows, columns, whole, mu
 
     params, (rows, columns, whole, mu) = update_leaves(
-        rule, grads, params, (state.rows, state.columns, state.whole, state.mu), schedule
+        rule,
+        grads,
+        params,
+        (state.rows, state.columns, state.whole, state.mu),
+        schedule,
+        parallel_map,
     )
     return params, AdafactorState(count, rows, columns, whole, mu)
 

@@ -4,7 +4,7 @@ from siglip_ref.optim.leaves import Decays, Schedule, kernels_decay
 from siglip_ref.optim.moments import AdamState, adam_leaf
 from siglip_ref.optim.update import update_leaves
 from siglip_ref.precision import at_least_float32
-from siglip_ref.types import Array, Tree
+from siglip_ref.types import Array, Map, Tree
 
 
 def adamw_update(
@@ -19,6 +19,7 @@ def adamw_update(
     beta2: float = 0.95,
     eps: float = 1e-8,
     decays: Decays = kernels_decay,
+    parallel_map: Map = map,
 ) -> tuple[Tree, AdamState]:
     """p ← p - schedule · (lr · adam + weight_decay · p): the new parameters and state.
 
@@ -39,7 +40,9 @@ def adamw_update(
             step = step + weight_decay * at_least_float32(p)
         return step, leaf.mu, leaf.nu
 
-    params, (mu, nu) = update_leaves(rule, grads, params, (state.mu, state.nu), schedule)
+    params, (mu, nu) = update_leaves(
+        rule, grads, params, (state.mu, state.nu), schedule, parallel_map
+    )
     return params, AdamState(count, mu, nu)
 
 
@@ -55,6 +58,7 @@ def adamw_torch_update(
     beta2: float = 0.999,
     eps: float = 1e-8,
     decays: Decays = lambda _: True,
+    parallel_map: Map = map,
 ) -> tuple[Tree, AdamState]:
     """p ← p - schedule · lr · (adam + weight_decay · p), with Torch's defaults.
 
@@ -71,4 +75,5 @@ def adamw_torch_update(
         beta2=beta2,
         eps=eps,
         decays=decays,
+        parallel_map=parallel_map,
     )

@@ -8,7 +8,7 @@ from siglip_ref.optim.leaves import Decays, Schedule, kernels_decay
 from siglip_ref.optim.update import update_leaves
 from siglip_ref.precision import at_least_float32
 from siglip_ref.tree import tree_map
-from siglip_ref.types import Array, Tree
+from siglip_ref.types import Array, Map, Tree
 
 
 class LionState(NamedTuple):
@@ -33,6 +33,7 @@ def lion_update(
     beta1: float = 0.9,
     beta2: float = 0.99,
     decays: Decays = kernels_decay,
+    parallel_map: Map = map,
 ) -> tuple[Tree, LionState]:
     """p ← p - schedule · (lr · sign(β₁ μ + (1 - β₁) g) + weight_decay · p);  μ ← β₂ μ + (1 - β₂) g.
 
@@ -52,5 +53,5 @@ def lion_update(
             step = step + weight_decay * at_least_float32(p)
         return step, beta2 * mu + (1 - beta2) * g
 
-    params, (mu,) = update_leaves(rule, grads, params, (state.mu,), schedule)
+    params, (mu,) = update_leaves(rule, grads, params, (state.mu,), schedule, parallel_map)
     return params, LionState(mu)

@@ -127,7 +127,9 @@ def ours(args: argparse.Namespace) -> tuple[int, Callable[[], object]]:
             remat=args.remat,
             parallel_map=parallel_map,
         )
-        params, state = sr.optim.adamw_update(grads, state, params, lr=1e-3, schedule=1.0)
+        params, state = sr.optim.adamw_update(
+            grads, state, params, lr=1e-3, parallel_map=parallel_map
+        )
 
     return baseline, step
 
