@@ -40,14 +40,15 @@ def write_report(
     metrics: dict[str, float],
     embedded: Sequence[Embedded],
     t: float,
-    b: float,
+    b: float | None,
     config_text: str,
     skipped: str,
 ) -> None:
     """Write `curves.png`, `retrieval.png`, `similarity.png` and `report.html` into a run folder.
 
     The page holds the pictures itself and needs no other file. Without validation data there are
-    only the curves.
+    only the curves. `b` is None for a model trained with the softmax loss, which has no decision
+    boundary and so no similarity picture.
     """
     with style.context("default"):  # not what a user's matplotlibrc says
         pictures = _pictures(records, embedded, t, b)
@@ -66,7 +67,7 @@ def write_report(
 <meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head>
 <body>
 <h1>{html.escape(folder.name)}</h1>
-<p>{step:,} steps; t = {t:.2f}, b = {b:.2f}.</p>
+<p>{step:,} steps; t = {t:.2f}{"" if b is None else f", b = {b:.2f}"}.</p>
 {_results(metrics)}
 {"".join(sections)}
 <h2>Going on</h2>
@@ -80,7 +81,7 @@ def write_report(
 
 
 def _pictures(
-    records: Sequence[dict[str, Any]], embedded: Sequence[Embedded], t: float, b: float
+    records: Sequence[dict[str, Any]], embedded: Sequence[Embedded], t: float, b: float | None
 ) -> list[tuple[str, str, Figure, str]]:
     """File name, title, picture, and how to read it."""
     pictures = [
@@ -94,15 +95,19 @@ def _pictures(
     ]
     retrievals = [part for part in embedded if part.task.kind == "retrieval"]
     if retrievals:
-        pictures += [
+        probability = "softmax(t cos) over all texts" if b is None else "sigmoid(t cos + b)"
+        pictures.append(
             (
                 "retrieval",
                 "What the model calls these pictures",
                 retrieval_grid(retrievals, t, b, each=_PICTURES_SHOWN // len(retrievals)),
                 "Validation images, evenly spread over the data and not chosen, with the five "
-                "texts that fit best. Green is right, red is wrong, the percentage is "
-                "sigmoid(t cos + b); below stands the right text where it is not among the five.",
-            ),
+                f"texts that fit best. Green is right, red is wrong, the percentage is {probability}; "
+                "below stands the right text where it is not among the five.",
+            )
+        )
+    if retrievals and b is not None:
+        pictures.append(
             (
                 "similarity",
                 "Each pair is a yes/no question",
@@ -111,8 +116,8 @@ def _pictures(
                 "rest white. Right: the cosines of all pairs (on a logarithmic scale), with the "
                 "boundary beyond which the sigmoid says yes; a better model moves green to the "
                 "right of red.",
-            ),
-        ]
+            )
+        )
     return pictures
 
 

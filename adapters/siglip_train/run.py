@@ -96,7 +96,7 @@ def report(
         metrics=metrics,
         embedded=embedded,
         t=math.exp(float(params["t_prime"])),
-        b=float(params["b"]),
+        b=float(params["b"]) if settings.loss == "sigmoid" else None,
         config_text=settings.to_toml(),
         skipped=skips.summary() if skips.total else "",
     )

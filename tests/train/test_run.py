@@ -131,8 +131,10 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(tmp_pat
         assert all(np.isfinite(leaf).all() for leaf in final_params(folder).values())
 
 
-def test_the_softmax_loss_leaves_b_where_it_was(tmp_path):
-    run_tiny(tmp_path / "run", "--loss", "softmax")
+def test_the_softmax_loss_leaves_b_where_it_was_and_has_no_boundary_to_show(tmp_path):
+    assert run_tiny(tmp_path / "run", "--loss", "softmax", "--validation", "emoji") == 0
+    assert (tmp_path / "run" / "retrieval.png").exists()
+    assert not (tmp_path / "run" / "similarity.png").exists()
     assert float(final_params(tmp_path / "run")["params/b"]) == pytest.approx(-np.log(7))
 
 

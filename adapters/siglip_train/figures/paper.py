@@ -40,6 +40,12 @@ def picture(ax: Axes, left: float, top: float, side: float, image: NDArray[np.ui
     shown.set_clip_path(ax.add_patch(frame))
 
 
+def shares(logits: NDArray[np.floating]) -> NDArray[np.floating]:
+    """The softmax of a vector, for display."""
+    powers: NDArray[np.floating] = np.exp(logits - logits.max())
+    return powers / powers.sum()
+
+
 def logistic(x: NDArray[np.floating]) -> NDArray[np.floating]:
     """1 / (1 + exp(-x)) for display."""
     result: NDArray[np.floating] = np.exp(-np.logaddexp(0, -x))

@@ -10,7 +10,17 @@ from matplotlib.patches import Rectangle
 
 from siglip_train.evaluation import Embedded, positive_ranks
 from siglip_train.figures.lettering import FONT, fitted
-from siglip_train.figures.paper import FAINT, INK, RIGHT, WRONG, logistic, paper, picture, spread
+from siglip_train.figures.paper import (
+    FAINT,
+    INK,
+    RIGHT,
+    WRONG,
+    logistic,
+    paper,
+    picture,
+    shares,
+    spread,
+)
 
 TASK_TITLES = {
     "seen": "Concepts seen in training, drawn by another vendor",
@@ -23,11 +33,13 @@ _MARGIN, _GAP, _CARD, _PICTURE, _PITCH, _HEADING = 0.3, 0.24, 2.05, 1.2, 0.215, 
 _CARD_HEIGHT = _PICTURE + 6.4 * _PITCH + 0.2
 
 
-def retrieval_grid(embedded: Sequence[Embedded], t: float, b: float, *, each: int = 12) -> Figure:
+def retrieval_grid(
+    embedded: Sequence[Embedded], t: float, b: float | None, *, each: int = 12
+) -> Figure:
     """Validation images with their five best texts: the right one green, the others red.
 
-    Behind each text stands sigmoid(t cos + b), the model's probability that the pair matches, as
-    a number and as a bar. Of every task `each` images are shown, evenly spread over it.
+    Behind each text stands the model's probability as a number and as a bar: sigmoid(t cos + b),
+    that the pair matches, or where there is no b, softmax(t cos) over all texts. Of every task `each` images are shown, evenly spread over it.
     """
     parts = [(part, spread(len(part.task.pairs), each)) for part in embedded]
     heights = [_HEADING + -(-len(chosen) // _COLUMNS) * _CARD_HEIGHT for _, chosen in parts]
@@ -65,11 +77,11 @@ def _card(
     index: int,
     rank: int,
     t: float,
-    b: float,
+    b: float | None,
 ) -> None:
     left, top = corner
     cosines = part.ztxt @ part.zimg[index]
-    probabilities = logistic(t * cosines + b)
+    probabilities = shares(t * cosines) if b is None else logistic(t * cosines + b)
     answer = int(part.task.answers[index])
     best = np.argsort(-cosines, kind="stable")[:5]
     picture(ax, left + (_CARD - _PICTURE) / 2, top, _PICTURE, part.task.pairs[index].image)
