@@ -226,7 +226,8 @@ def _encode(
 
 
 def _microbatches(inputs: Array, microbatch: int | None) -> Iterable[slice]:
-    return tiles("microbatch", inputs.shape[0], microbatch or inputs.shape[0])
+    count = inputs.shape[0]
+    return tiles("microbatch", count, count if microbatch is None else microbatch)
 
 
 def _loss_on_embeddings(

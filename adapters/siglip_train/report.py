@@ -102,8 +102,8 @@ def _pictures(
                 "What the model calls these pictures",
                 retrieval_grid(retrievals, t, b, each=_PICTURES_SHOWN // len(retrievals)),
                 "Validation images, evenly spread over the data and not chosen, with the five "
-                f"texts that fit best. Green is right, red is wrong, the percentage is {probability}; "
-                "below stands the right text where it is not among the five.",
+                "texts that fit best. Green is right, red is wrong, the percentage is "
+                f"{probability}; below stands the right text where it is not among the five.",
             )
         )
     if retrievals and b is not None:

@@ -2,7 +2,7 @@
 
 from array_api_compat import array_namespace
 
-from siglip_ref.losses.blocks import check_embeddings, indices, tiles
+from siglip_ref.losses.blocks import check_embeddings, check_scalar, indices, tiles
 from siglip_ref.losses.pairs import Pairs, diagonal
 from siglip_ref.losses.sigmoid import SigmoidLossCotangents, sigmoid_loss_bwd, sigmoid_loss_fwd
 from siglip_ref.precision import at_least_float32, cast_like
@@ -33,6 +33,8 @@ def tiled_sigmoid_loss(
     """
     xp = array_namespace(zimg, ztxt)
     check_embeddings(zimg, ztxt)
+    check_scalar("t_prime", t_prime)
+    check_scalar("b", b)
     rows, columns = indices(zimg, rows), indices(ztxt, columns)
     total = zimg.shape[0] if total is None else total
     one = xp.ones_like(at_least_float32(t_prime))

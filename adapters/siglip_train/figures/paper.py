@@ -43,7 +43,8 @@ def picture(ax: Axes, left: float, top: float, side: float, image: NDArray[np.ui
 def shares(logits: NDArray[np.floating]) -> NDArray[np.floating]:
     """The softmax of a vector, for display."""
     powers: NDArray[np.floating] = np.exp(logits - logits.max())
-    return powers / powers.sum()
+    shared: NDArray[np.floating] = powers / powers.sum()
+    return shared
 
 
 def logistic(x: NDArray[np.floating]) -> NDArray[np.floating]:

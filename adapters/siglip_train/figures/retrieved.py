@@ -39,7 +39,8 @@ def retrieval_grid(
     """Validation images with their five best texts: the right one green, the others red.
 
     Behind each text stands the model's probability as a number and as a bar: sigmoid(t cos + b),
-    that the pair matches, or where there is no b, softmax(t cos) over all texts. Of every task `each` images are shown, evenly spread over it.
+    that the pair matches, or where there is no b, softmax(t cos) over all texts. Of every task
+    `each` images are shown, evenly spread over it.
     """
     parts = [(part, spread(len(part.task.pairs), each)) for part in embedded]
     heights = [_HEADING + -(-len(chosen) // _COLUMNS) * _CARD_HEIGHT for _, chosen in parts]
