@@ -100,6 +100,7 @@ def ours(args: argparse.Namespace) -> tuple[int, Callable[[], object]]:
     import numpy as np
 
     import siglip_ref as sr
+    from siglip_ref.types import Map
     from siglip_train.threads import ThreadedNumpyBackend
 
     baseline = peak_bytes()
@@ -114,9 +115,13 @@ def ours(args: argparse.Namespace) -> tuple[int, Callable[[], object]]:
     state = sr.optim.adamw_init(params)
     images = rng.uniform(-1, 1, (args.batch, IMAGE, IMAGE, 3)).astype(np.float32)
     tokens = rng.integers(0, VOCABULARY, (args.batch, CONTEXT), dtype=np.int32)
-    parallel_map = ThreadedNumpyBackend().parallel_map().__enter__()
+    backend = ThreadedNumpyBackend()
 
     def step() -> None:
+        with backend.parallel_map() as parallel_map:
+            update(parallel_map)
+
+    def update(parallel_map: Map) -> None:
         nonlocal params, state
         _, grads = sr.loss_and_grads(
             params,
