@@ -1,8 +1,16 @@
-"""Build the emoji pack: `python -m siglip_train.emoji.build SOURCES OUT`.
+"""Build the emoji pack: `python -m siglip_train.emoji.build --sources DIR --out DIR`.
 
-SOURCES is a folder with the archives that `npm pack` makes of the packages in `sources.py`, each
-unpacked into a folder of its name beside it. Needs the extra `emoji-build`. With the versions in
-`constraints.txt` the build is the same to the last byte.
+The first folder holds the archives that `npm pack PACKAGE@VERSION` makes of these packages, each
+unpacked into a folder of its name beside it (`sources.py` says what is taken from which):
+
+    cldr-annotations-full@48.2.0            @iconify-json/fxemoji@1.2.2
+    cldr-annotations-derived-full@48.2.0    @iconify-json/emojione@1.2.3
+    emojibase-data@17.0.0                   @iconify-json/fluent-emoji-flat@1.2.6
+    @iconify-json/noto@1.2.9                @iconify-json/twemoji@1.2.5
+    @iconify-json/noto-v1@1.2.5             @lobehub/fluent-emoji-3d@1.1.0
+
+Needs the extra `emoji-build`. With the versions in `constraints.txt` the build is the same to the
+last byte.
 
 Concepts are split by the hash of their base name: nine in ten are seen in training, one in ten is
 not. Training shards hold the seen concepts as drawn by every vendor but Twemoji, validation shards
@@ -14,6 +22,7 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -21,15 +30,9 @@ from typing import Any
 
 import sentencepiece
 
-from siglip_train.emoji.sources import (
-    RENDERED,
-    SOURCES,
-    VECTORS,
-    Drawing,
-    archive,
-    read_concepts,
-    read_drawings,
-)
+from siglip_train.emoji.concepts import is_seen, read_concepts
+from siglip_train.emoji.drawings import Drawing, read_drawings
+from siglip_train.emoji.sources import RENDERED, SOURCES, VECTORS, archive, check_sources
 
 UNSEEN_VENDOR = "twemoji"
 SHARD_SAMPLES = 2000
@@ -40,9 +43,10 @@ VOCABULARY = 3000
 def main() -> None:
     """Parse the command line and build."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("sources", type=Path, help="folder with the unpacked source packages")
-    parser.add_argument("out", type=Path, help="folder to write the pack into")
+    parser.add_argument("--sources", type=Path, required=True, help="folder with the packages")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write the pack into")
     args = parser.parse_args()
+    check_sources(args.sources)
     concepts = read_concepts(args.sources)
     # By concept, so that the compressor finds equal captions near each other.
     drawings = sorted(
@@ -59,9 +63,9 @@ def main() -> None:
         for number, start in enumerate(range(0, len(samples), SHARD_SAMPLES)):
             name = f"{split}-{number:03d}.tar.gz"
             part = samples[start : start + SHARD_SAMPLES]
-            (args.out / name).write_bytes(shard(part))
+            write(args.out / name, shard(part))
             shards[name] = {"samples": len(part), "sha256": sha256(args.out / name)}
-    (args.out / "tokenizer.model").write_bytes(train_tokenizer(splits["train"]))
+    write(args.out / "tokenizer.model", train_tokenizer(splits["train"]))
     manifest = {
         "sources": [
             {**source._asdict(), "sha256": sha256(archive(args.sources, source))}
@@ -78,12 +82,7 @@ def main() -> None:
             "sha256": sha256(args.out / "tokenizer.model"),
         },
     }
-    (args.out / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
-
-
-def is_seen(concept: str) -> bool:
-    """Whether a concept is in the training split: nine in ten are."""
-    return int(hashlib.sha256(concept.encode()).hexdigest(), 16) % 10 != 0
+    write(args.out / "manifest.json", (json.dumps(manifest, indent=2) + "\n").encode())
 
 
 def shard(drawings: list[Drawing]) -> bytes:
@@ -107,12 +106,11 @@ def shard(drawings: list[Drawing]) -> bytes:
 
 def metadata(drawing: Drawing) -> dict[str, Any]:
     """The JSON record of a drawing."""
-    seen = is_seen(drawing.concept.concept)
     return {
         **drawing.concept._asdict(),
         "vendor": drawing.vendor,
         "style": drawing.style,
-        "seen": seen,
+        "seen": is_seen(drawing.concept.concept),
     }
 
 
@@ -153,6 +151,13 @@ def train_tokenizer(drawings: list[Drawing]) -> bytes:
         minloglevel=2,
     )
     return model.getvalue()
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_bytes(data)
+    os.replace(partial, path)
 
 
 def sha256(path: Path) -> str:
