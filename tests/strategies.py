@@ -243,12 +243,17 @@ def _text(rng: Any, n: int, h: int, k: int, f: int) -> Case:
     return Case(forward, partial(encoders.text_bwd, config=config.text), inputs)
 
 
-def _loss(name: str, rng: Any, n: int, m: int, d: int) -> Case:
+def _scaled_cosine(rng: Any, n: int, m: int, d: int) -> Case:
     inputs = {
         "zimg": unit_rows(rng, n, d),
         "ztxt": unit_rows(rng, m, d),
         "t_prime": np.asarray(rng.uniform(0, 2)),
     }
+    return Case(primitives.scaled_cosine_fwd, primitives.scaled_cosine_bwd, inputs)
+
+
+def _loss(name: str, rng: Any, n: int, m: int, d: int) -> Case:
+    inputs = _scaled_cosine(rng, n, m, d).inputs
     if name == "sigmoid":
         inputs["b"] = np.asarray(rng.uniform(-4, 1))
     forward, backward = getattr(losses, f"{name}_loss_fwd"), getattr(losses, f"{name}_loss_bwd")
@@ -328,6 +333,7 @@ OPERATIONS = {
         distinct("n", "h", "k", most=4, h=2, k=3),
         {"n": 3, "h": 2, "k": 4},
     ),
+    "scaled_cosine": Operation(_scaled_cosine, _PAIRS, {"n": 5, "m": 7, "d": 3}),
     **{
         f"{name}_loss": Operation(partial(_loss, name), _PAIRS, {"n": 5, "m": 7, "d": 3})
         for name in ("sigmoid", "softmax")

@@ -6,17 +6,16 @@ from array_api_compat import array_namespace
 
 from siglip_ref.losses.blocks import check_embeddings, check_scalar, indices
 from siglip_ref.losses.pairs import Pairs, PairTargets, diagonal
-from siglip_ref.precision import at_least_float32, cast_like
-from siglip_ref.primitives import sigmoid
+from siglip_ref.precision import cast_like
+from siglip_ref.primitives import scaled_cosine_bwd, scaled_cosine_fwd, sigmoid
+from siglip_ref.primitives.scaled_cosine import ScaledCosineResiduals
 from siglip_ref.types import Array, Float, Int
 
 
 class SigmoidLossResiduals(NamedTuple):
     """What `sigmoid_loss_bwd` needs from `sigmoid_loss_fwd`."""
 
-    zimg: Float[Array, "n d"]
-    ztxt: Float[Array, "m d"]
-    t_prime: Float[Array, ""]
+    cosine: ScaledCosineResiduals
     b: Float[Array, ""]
     dlogits: Float[Array, "n m"]
 
@@ -64,36 +63,21 @@ def sigmoid_loss_fwd(
     check_scalar("t_prime", t_prime)
     check_scalar("b", b)
     total = zimg.shape[0] if total is None else total
-    # Converted before the product: a logit rounded to bfloat16 is off by up to 2^-5 at b = -10.
-    wide_zimg, wide_ztxt = at_least_float32(zimg), at_least_float32(ztxt)
-    t = xp.exp(cast_like(t_prime, wide_zimg))
-    logits = t * (wide_zimg @ xp.matrix_transpose(wide_ztxt)) + cast_like(b, wide_zimg)
+    scaled, cosine = scaled_cosine_fwd(zimg, ztxt, t_prime)
+    logits = scaled + cast_like(b, scaled)
     nll, dlogits = pair_nll(logits, pairs(indices(zimg, rows), indices(ztxt, columns)))
-    residuals = SigmoidLossResiduals(zimg, ztxt, t_prime, b, dlogits / total)
-    return xp.sum(nll) / total, residuals
+    return xp.sum(nll) / total, SigmoidLossResiduals(cosine, b, dlogits / total)
 
 
 def sigmoid_loss_bwd(res: SigmoidLossResiduals, dloss: Float[Array, ""]) -> SigmoidLossCotangents:
-    """Cotangents (dzimg, dztxt, dt_prime, db); with dlogits those of the logits,
+    """Cotangents (dzimg, dztxt, dt_prime, db): those of the scaled cosines, and db = Σ dlogits.
 
-        dzimg = t dlogits ztxt;  dztxt = t dlogitsᵀ zimg;  db = Σ dlogits;
-        dt'   = Σ dlogits (logits - b) = ⟨zimg, dzimg⟩ = ⟨ztxt, dztxt⟩.
-
-    Source: the chain rule; the two identities hold because the logits see t' and an embedding
-    through their product only.
+    dzimg = t dlogits ztxt;  dztxt = t dlogitsᵀ zimg;  dt' = Σ dlogits (logits - b).
     """
-    xp = array_namespace(res.zimg, res.ztxt)
-    zimg, ztxt = at_least_float32(res.zimg), at_least_float32(res.ztxt)
+    xp = array_namespace(res.dlogits)
     dlogits = cast_like(dloss, res.dlogits) * res.dlogits
-    t = xp.exp(cast_like(res.t_prime, dlogits))
-    dzimg = t * (dlogits @ ztxt)
-    dztxt = t * (xp.matrix_transpose(dlogits) @ zimg)
-    return SigmoidLossCotangents(
-        cast_like(dzimg, res.zimg),
-        cast_like(dztxt, res.ztxt),
-        cast_like(xp.sum(zimg * dzimg), res.t_prime),
-        cast_like(xp.sum(dlogits), res.b),
-    )
+    db = cast_like(xp.sum(dlogits), res.b)
+    return SigmoidLossCotangents(*scaled_cosine_bwd(res.cosine, dlogits), db)
 
 
 def pair_nll(

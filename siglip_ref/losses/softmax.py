@@ -6,16 +6,16 @@ from array_api_compat import array_namespace
 
 from siglip_ref.losses.blocks import check_embeddings, check_scalar, indices
 from siglip_ref.losses.pairs import Pairs, PairTargets, diagonal
-from siglip_ref.precision import at_least_float32, cast_like
+from siglip_ref.precision import cast_like
+from siglip_ref.primitives import scaled_cosine_bwd, scaled_cosine_fwd
+from siglip_ref.primitives.scaled_cosine import ScaledCosineResiduals
 from siglip_ref.types import Array, Float
 
 
 class SoftmaxLossResiduals(NamedTuple):
     """What `softmax_loss_bwd` needs from `softmax_loss_fwd`."""
 
-    zimg: Float[Array, "n d"]
-    ztxt: Float[Array, "m d"]
-    t_prime: Float[Array, ""]
+    cosine: ScaledCosineResiduals
     dlogits: Float[Array, "n m"]
 
 
@@ -68,40 +68,22 @@ def softmax_loss_fwd(
     check_embeddings(zimg, ztxt)
     check_scalar("t_prime", t_prime)
     targets = pairs(indices(zimg, None), indices(ztxt, None))
-    logits = softmax_logits(zimg, ztxt, t_prime)
+    logits, cosine = scaled_cosine_fwd(zimg, ztxt, t_prime)
     images, texts = (line_statistics(logits, targets, axis=axis) for axis in (1, 0))
     loss = lines_loss(images) / zimg.shape[0] + lines_loss(texts) / ztxt.shape[0]
     dlogits = softmax_dlogits(
         logits, targets, images, texts, image_total=zimg.shape[0], text_total=ztxt.shape[0]
     )
-    return loss / 2, SoftmaxLossResiduals(zimg, ztxt, t_prime, dlogits)
+    return loss / 2, SoftmaxLossResiduals(cosine, dlogits)
 
 
 def softmax_loss_bwd(res: SoftmaxLossResiduals, dloss: Float[Array, ""]) -> SoftmaxLossCotangents:
-    """Cotangents (dzimg, dztxt, dt_prime); with dlogits those of the logits,
+    """Cotangents (dzimg, dztxt, dt_prime), those of the scaled cosines.
 
-    dzimg = t dlogits ztxt;  dztxt = t dlogitsᵀ zimg;  dt' = Σ dlogits logits = ⟨zimg, dzimg⟩.
+    dzimg = t dlogits ztxt;  dztxt = t dlogitsᵀ zimg;  dt' = Σ dlogits logits.
     """
-    xp = array_namespace(res.zimg, res.ztxt)
-    zimg, ztxt = at_least_float32(res.zimg), at_least_float32(res.ztxt)
     dlogits = cast_like(dloss, res.dlogits) * res.dlogits
-    t = xp.exp(cast_like(res.t_prime, dlogits))
-    dzimg = t * (dlogits @ ztxt)
-    dztxt = t * (xp.matrix_transpose(dlogits) @ zimg)
-    return SoftmaxLossCotangents(
-        cast_like(dzimg, res.zimg),
-        cast_like(dztxt, res.ztxt),
-        cast_like(xp.sum(zimg * dzimg), res.t_prime),
-    )
-
-
-def softmax_logits(
-    zimg: Float[Array, "n d"], ztxt: Float[Array, "m d"], t_prime: Float[Array, ""]
-) -> Float[Array, "n m"]:
-    """exp(t') zimg ztxtᵀ in at least float32."""
-    xp = array_namespace(zimg, ztxt)
-    zimg, ztxt = at_least_float32(zimg), at_least_float32(ztxt)
-    return xp.exp(cast_like(t_prime, zimg)) * (zimg @ xp.matrix_transpose(ztxt))
+    return SoftmaxLossCotangents(*scaled_cosine_bwd(res.cosine, dlogits))
 
 
 def line_statistics(

@@ -12,10 +12,10 @@ from siglip_ref.losses.softmax import (
     lines_loss,
     merge_statistics,
     softmax_dlogits,
-    softmax_logits,
     softmax_loss_bwd,
 )
 from siglip_ref.precision import at_least_float32, cast_like
+from siglip_ref.primitives import scaled_cosine_fwd
 from siglip_ref.types import Array, Float
 
 
@@ -50,7 +50,7 @@ def tiled_softmax_loss(
     texts: dict[int, LineStatistics] = {}
     for i, image_tile in enumerate(image_tiles):
         for j, text_tile in enumerate(text_tiles):
-            logits = softmax_logits(zimg[image_tile, :], ztxt[text_tile, :], t_prime)
+            logits, _ = scaled_cosine_fwd(zimg[image_tile, :], ztxt[text_tile, :], t_prime)
             targets = pairs(rows[image_tile], columns[text_tile])
             for lines, line, axis in ((images, i, 1), (texts, j, 0)):
                 part = line_statistics(logits, targets, axis=axis)
@@ -69,17 +69,16 @@ def tiled_softmax_loss(
         dimages = xp.zeros_like(image_rows)
         for j, text_tile in enumerate(text_tiles):
             text_rows = at_least_float32(ztxt[text_tile, :])
+            logits, cosine = scaled_cosine_fwd(image_rows, text_rows, t_prime)
             dlogits = softmax_dlogits(
-                softmax_logits(image_rows, text_rows, t_prime),
+                logits,
                 pairs(rows[image_tile], columns[text_tile]),
                 images[i],
                 texts[j],
                 image_total=zimg.shape[0],
                 text_total=ztxt.shape[0],
             )
-            cotangents = softmax_loss_bwd(
-                SoftmaxLossResiduals(image_rows, text_rows, t_prime, dlogits), one
-            )
+            cotangents = softmax_loss_bwd(SoftmaxLossResiduals(cosine, dlogits), one)
             dimages = dimages + cotangents.dzimg
             dztxt_tiles[j] = (
                 dztxt_tiles[j] + cotangents.dztxt if j in dztxt_tiles else cotangents.dztxt

@@ -19,6 +19,7 @@ from siglip_ref.primitives.multi_head_attention import (
     multi_head_attention_fwd,
 )
 from siglip_ref.primitives.patch_embed import patch_embed_bwd, patch_embed_fwd
+from siglip_ref.primitives.scaled_cosine import scaled_cosine_bwd, scaled_cosine_fwd
 from siglip_ref.primitives.sigmoid import sigmoid
 from siglip_ref.primitives.softmax import softmax_bwd, softmax_fwd
 from siglip_ref.primitives.softplus import (
@@ -50,6 +51,8 @@ __all__ = [
     "multi_head_attention_fwd",
     "patch_embed_bwd",
     "patch_embed_fwd",
+    "scaled_cosine_bwd",
+    "scaled_cosine_fwd",
     "sigmoid",
     "softmax_bwd",
     "softmax_fwd",

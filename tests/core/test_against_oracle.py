@@ -111,6 +111,12 @@ OPERATIONS = {
         lambda images, params: oracle.patch_embed(images, **params),
         {"images": normal(1, 2, 5, 7, 3), "params": dense_params(2, 12, 4)},
     ),
+    "scaled_cosine": Operation(
+        primitives.scaled_cosine_fwd,
+        primitives.scaled_cosine_bwd,
+        oracle.scaled_cosine,
+        {"zimg": normal(1, 4, 3), "ztxt": normal(2, 5, 3), "t_prime": np.asarray(0.7)},
+    ),
     "embed": Operation(
         partial(primitives.embed_fwd, TOKENS),
         primitives.embed_bwd,

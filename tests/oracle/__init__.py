@@ -13,7 +13,7 @@ from .dual import (
     value,
 )
 from .encoders import block, encoder, image_tower, map_head, mlp, text_tower
-from .losses import sigmoid_loss, softmax_loss
+from .losses import scaled_cosine, sigmoid_loss, softmax_loss
 from .optimizers import (
     adam_direction,
     big_vision_step,
@@ -59,6 +59,7 @@ __all__ = [
     "multi_head_attention",
     "patch_embed",
     "reals",
+    "scaled_cosine",
     "sigmoid",
     "sigmoid_loss",
     "softmax",

@@ -17,6 +17,12 @@ def unit_weights(n, m):
     return [[reals.one] * m for _ in range(n)]
 
 
+def scaled_cosine(zimg, ztxt, t_prime):
+    """exp(t') <zimg_i, ztxt_j> for every pair. Source: arXiv:2303.15343, algorithm 1."""
+    t = exp(t_prime)
+    return [[t * dot(x, y) for y in ztxt] for x in zimg]
+
+
 def sigmoid_loss(zimg, ztxt, t_prime, b, labels=None, weights=None, total=None):
     """The pairwise sigmoid loss. Source: arXiv:2303.15343, algorithm 1.
 

@@ -125,6 +125,10 @@ DIFFERENTIATED = {
             }
         },
     ),
+    "scaled_cosine": (
+        oracle.scaled_cosine,
+        {"zimg": numbers(1, 2, 3), "ztxt": numbers(2, 4, 3), "t_prime": reals.mpf("0.7")},
+    ),
     "sigmoid_loss": (
         partial(oracle.sigmoid_loss, labels=LABELS, weights=exact(WEIGHTS), total=5),
         {
