@@ -33,7 +33,7 @@ def make_optimizer(settings: Settings) -> Optimizer:
             params,
             lr=settings.learning_rate,
             weight_decay=settings.weight_decay,
-            schedule=lambda path: 0.0 if path.startswith(settings.freeze) else factor,
+            schedule=lambda path: None if path.startswith(settings.freeze) else factor,
             parallel_map=parallel_map,
         )
         return params, new_state._asdict(), factor

@@ -1,14 +1,18 @@
 """Adafactor as big_vision has it: factored second moments, and a first moment on top."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from array_api_compat import array_namespace
 
 from siglip_ref.optim.leaves import Decays, Schedule, kernels_decay
+from siglip_ref.optim.state import Shape, count_like, same_shape, zero_moments
 from siglip_ref.optim.update import update_leaves
-from siglip_ref.precision import at_least_float32
+from siglip_ref.precision import at_least_float32, cast_like
 from siglip_ref.tree import tree_map
 from siglip_ref.types import Array, Count, Float, Map, Tree
+
+DType = Any
+"""A dtype of an array namespace, such as `torch.bfloat16`."""
 
 _SMALLEST_FACTORED = 32
 _DECAY_EXPONENT = 0.8
@@ -28,24 +32,22 @@ class AdafactorState(NamedTuple):
     mu: Tree
 
 
-def adafactor_init(params: Tree) -> AdafactorState:
-    """No update done, all moments zero."""
+def adafactor_init(
+    params: Tree, schedule: Schedule = 1.0, *, momentum_dtype: DType | None = None
+) -> AdafactorState:
+    """No update done, all moments zero; none at all for what `schedule` freezes.
 
-    def zeros(p: Float[Array, "*shape"], shape: tuple[int, ...]) -> Float[Array, "*moment"]:
-        # Made from p, so that they lie on its device.
-        xp = array_namespace(p)
-        flat = xp.zeros_like(xp.reshape(at_least_float32(p), (-1,)))
-        size = 1
-        for length in shape:
-            size *= length
-        return xp.reshape(flat[:size], shape)
+    The momentum is kept in `momentum_dtype`, a dtype of the namespace of the parameters
+    (big_vision: bfloat16); None means at least float32.
+    """
 
     def moments(part: int) -> Tree:
-        return tree_map(lambda p: zeros(p, _moment_shapes(p)[part]), params)
+        return zero_moments(params, schedule, lambda p: _moment_shapes(p)[part])
 
-    return AdafactorState(
-        0, moments(0), moments(1), moments(2), tree_map(lambda p: zeros(p, tuple(p.shape)), params)
-    )
+    mu = zero_moments(params, schedule)
+    if momentum_dtype is not None:
+        mu = tree_map(lambda m: array_namespace(m).astype(m, momentum_dtype), mu)
+    return AdafactorState(0, moments(0), moments(1), moments(2), mu)
 
 
 def adafactor_update(
@@ -69,9 +71,18 @@ def adafactor_update(
         u  = g / sqrt(R Cᵀ / mean(R))        for matrices of at least 32 x 32
         u  = g / sqrt(V), V ← β₂ V + (1 - β₂) (g² + eps)   for all others
 
-    The momentum is not unbiased, and updates are not clipped. big_vision keeps it in bfloat16;
-    here it is in at least float32. big_vision's attention kernels are (d, h, k) and factored over
-    their two longest axes for each of the others, where ours are (d, d) and factored as a whole.
+    The momentum is not unbiased, and updates are not clipped. A narrow momentum (see
+    `adafactor_init`) is widened, and rounded again only to be kept.
+
+    big_vision factors a parameter over its two longest axes, if both are at least 32, separately
+    for each index of the others. All is alike but for what has other axes there:
+
+    | kernel | big_vision | here |
+    | --- | --- | --- |
+    | query, key, value | (d, h, k): d x k for each head | (d, d): as a whole |
+    | out | (h, k, d): k x d for each head | (d, d): as a whole |
+    | patch, p < 32 | (p, p, c, d): not factored | (p·p·c, d): as a whole |
+    | patch, p = 32 | (p, p, c, d): p x d for each row and channel | (p·p·c, d): as a whole |
 
     Raises ValueError if `grads` has not the paths of `params`.
 
@@ -79,13 +90,13 @@ def adafactor_update(
     arXiv:1804.04235, algorithm 4; β₂ capped at 0.95 in arXiv:2303.15343, section 4.
     """
     count = state.step + 1
-    beta2 = _second_moment_decay(count, beta2_cap)
 
     def rule(
         path: str, g: Array, p: Array, rows: Array, columns: Array, whole: Array, mu: Array
     ) -> tuple[Array, ...]:
         xp = array_namespace(g)
         g = at_least_float32(g)
+        beta2 = _second_moment_decay(count_like(count, g), beta2_cap)
         square = g * g + eps
         if _is_factored(p):
             rows = beta2 * rows + (1 - beta2) * xp.mean(square, axis=1)
@@ -96,11 +107,11 @@ def adafactor_update(
         else:
             whole = beta2 * whole + (1 - beta2) * square
             u = g / xp.sqrt(whole)
-        mu = momentum * mu + (1 - momentum) * u
-        step = lr * mu
+        wide_mu = momentum * at_least_float32(mu) + (1 - momentum) * u
+        step = lr * wide_mu
         if decays(path):
             step = step + weight_decay * at_least_float32(p)
-        return step, rows, columns, whole, mu
+        return step, rows, columns, whole, cast_like(wide_mu, mu)
 
     params, (rows, columns, whole, mu) = update_leaves(
         rule,
@@ -113,7 +124,7 @@ def adafactor_update(
     return params, AdafactorState(count, rows, columns, whole, mu)
 
 
-def _second_moment_decay(count: Count, cap: float) -> Float[Array, ""] | float:
+def _second_moment_decay(count: float | Float[Array, ""], cap: float) -> float | Float[Array, ""]:
     decay = 1 - count**-_DECAY_EXPONENT
     if isinstance(decay, float):
         return min(decay, cap)
@@ -125,8 +136,8 @@ def _is_factored(p: Float[Array, "*shape"]) -> bool:
     return bool(len(p.shape) == 2 and min(p.shape) >= _SMALLEST_FACTORED)
 
 
-def _moment_shapes(p: Float[Array, "*shape"]) -> tuple[tuple[int, ...], ...]:
+def _moment_shapes(p: Float[Array, "*shape"]) -> tuple[Shape, Shape, Shape]:
     """The shapes of `rows`, `columns` and `whole`."""
     if _is_factored(p):
         return (p.shape[0],), (p.shape[1],), (0,)
-    return (0,), (0,), tuple(p.shape)
+    return (0,), (0,), same_shape(p)

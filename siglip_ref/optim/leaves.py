@@ -2,14 +2,22 @@
 
 from collections.abc import Callable
 
+from siglip_ref.types import Array, Float
+
 Decays = Callable[[str], bool]
 """Path of a parameter to whether it decays."""
 
-Schedule = float | Callable[[str], float]
-"""The factor of a whole update, decay included: one number, or one for each path.
+Factor = float | Float[Array, ""]
+"""What a whole update is multiplied by, decay included; a 0-d array where a step is compiled."""
 
-A path whose factor is the Python number 0 is frozen: it neither moves nor decays, and its state
-stays the same object.
+Schedule = Factor | Callable[[str], Factor | None]
+"""The factor of an update: one for all paths, or one for each.
+
+A path whose factor is None is frozen: it neither moves nor decays, and its state stays the same
+object. A factor of 0, as in the first step of a warmup, is no freezing: the moments still take
+the gradient in, and only the parameter stays.
+
+Source: big_vision, `optax.py`, where the schedule None freezes.
 """
 
 
@@ -21,11 +29,6 @@ def kernels_decay(path: str) -> bool:
     return path.endswith("/kernel")
 
 
-def factor_of(schedule: Schedule, path: str) -> float:
-    """The factor of one path."""
+def factor_of(schedule: Schedule, path: str) -> Factor | None:
+    """The factor of one path, None if it is frozen."""
     return schedule(path) if callable(schedule) else schedule
-
-
-def is_frozen(factor: float) -> bool:
-    """Whether a factor is the number 0; a traced or array factor never freezes."""
-    return isinstance(factor, (int, float)) and factor == 0

@@ -5,9 +5,9 @@ from typing import NamedTuple
 from array_api_compat import array_namespace
 
 from siglip_ref.optim.leaves import Decays, Schedule, kernels_decay
+from siglip_ref.optim.state import zero_moments
 from siglip_ref.optim.update import update_leaves
 from siglip_ref.precision import at_least_float32
-from siglip_ref.tree import tree_map
 from siglip_ref.types import Array, Map, Tree
 
 
@@ -17,9 +17,9 @@ class LionState(NamedTuple):
     mu: Tree
 
 
-def lion_init(params: Tree) -> LionState:
-    """A momentum of zero."""
-    return LionState(tree_map(lambda p: array_namespace(p).zeros_like(at_least_float32(p)), params))
+def lion_init(params: Tree, schedule: Schedule = 1.0) -> LionState:
+    """A momentum of zero; none at all for what `schedule` freezes."""
+    return LionState(zero_moments(params, schedule))
 
 
 def lion_update(

@@ -4,8 +4,9 @@ from typing import NamedTuple
 
 from array_api_compat import array_namespace
 
+from siglip_ref.optim.leaves import Schedule
+from siglip_ref.optim.state import count_like, zero_moments
 from siglip_ref.precision import at_least_float32
-from siglip_ref.tree import tree_map
 from siglip_ref.types import Array, Count, Float, Tree
 
 
@@ -25,13 +26,9 @@ class AdamLeaf(NamedTuple):
     nu: Float[Array, "*shape"]
 
 
-def adam_init(params: Tree) -> AdamState:
-    """No update done, all moments zero."""
-
-    def zeros(p: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        return array_namespace(p).zeros_like(at_least_float32(p))
-
-    return AdamState(0, tree_map(zeros, params), tree_map(zeros, params))
+def adam_init(params: Tree, schedule: Schedule = 1.0) -> AdamState:
+    """No update done, all moments zero; none at all for what `schedule` freezes."""
+    return AdamState(0, zero_moments(params, schedule), zero_moments(params, schedule))
 
 
 def adam_leaf(
@@ -53,6 +50,7 @@ def adam_leaf(
     """
     xp = array_namespace(g)
     g = at_least_float32(g)
+    count = count_like(count, g)
     mu = beta1 * mu + (1 - beta1) * g
     nu = beta2 * nu + (1 - beta2) * (g * g)
     step = mu / (1 - beta1**count)

@@ -19,14 +19,17 @@ def cosine_schedule(step: int, *, total: int, warmup: int = 0) -> float:
 
 
 def linear_schedule(step: int, *, total: int, warmup: int = 0, end: float = 1e-5) -> float:
-    """shape = end + (1 - end) (1 - progress)."""
+    """shape = end + (1 - end) (1 - progress).
+
+    big_vision's `end` is 0 unless given; 1e-5 is that of its forerunner, vision_transformer.
+    """
     return _warmup(step, warmup) * (end + (1 - end) * (1 - _progress(step, total, warmup)))
 
 
 def rsqrt_schedule(step: int, *, warmup: int = 0, timescale: int = 10_000) -> float:
-    """shape = sqrt(timescale / max(step, timescale)) with the steps counted from the warmup's end.
+    """shape = 1 / sqrt(1 + after / timescale) with `after` the steps done since the warmup's end.
 
-    It has no end, so a run can go on; big_vision adds a linear cooldown in its configs.
+    It has no end, so a run can go on; big_vision can add a linear cooldown.
     """
     after = max(step - warmup, 0)
     return _warmup(step, warmup) * math.sqrt(timescale / (after + timescale))

@@ -1,8 +1,9 @@
 """Applying a rule to every leaf of the trees: the part that all optimizers share."""
 
+import math
 from collections.abc import Callable
 
-from siglip_ref.optim.leaves import Schedule, factor_of, is_frozen
+from siglip_ref.optim.leaves import Factor, Schedule, factor_of
 from siglip_ref.precision import at_least_float32, cast_like
 from siglip_ref.tree import flatten, unflatten
 from siglip_ref.types import Array, Float, Map, Tree
@@ -22,10 +23,11 @@ def update_leaves(
     """p ← p - factor · step for every parameter, and the new states.
 
     The step is formed, and subtracted, in at least float32; the parameter keeps its dtype. A
-    frozen leaf, whose factor is 0, is passed on untouched with its states. Leaves are independent
-    of each other and go through `parallel_map`.
+    frozen leaf, whose factor is None, is passed on untouched with its states. Leaves are
+    independent of each other and go through `parallel_map`.
 
-    Raises ValueError if a gradient is missing for a parameter, naming the paths.
+    Raises ValueError if a gradient is missing for a parameter, naming the paths, or if a leaf
+    that was frozen when the state was made is to move.
     """
     flat, flat_grads = flatten(params), flatten(grads)
     if flat.keys() != flat_grads.keys():
@@ -38,8 +40,10 @@ def update_leaves(
     def update(path: str) -> tuple[Array, ...]:
         p, old = flat[path], [state[path] for state in flat_states]
         factor = factor_of(schedule, path)
-        if is_frozen(factor):
+        if factor is None:
             return p, *old
+        if math.prod(p.shape) and not any(math.prod(leaf.shape) for leaf in old):
+            raise ValueError(f"state has no moments for {path}: it was made with {path} frozen")
         step, *new = rule(path, flat_grads[path], p, *old)
         return moved(p, step, factor), *new
 
@@ -49,7 +53,7 @@ def update_leaves(
 
 
 def moved(
-    p: Float[Array, "*shape"], step: Float[Array, "*shape"], factor: float
+    p: Float[Array, "*shape"], step: Float[Array, "*shape"], factor: Factor
 ) -> Float[Array, "*shape"]:
     """p - factor · step in the dtype of p."""
     return cast_like(at_least_float32(p) - factor * step, p)
