@@ -62,7 +62,7 @@ class Settings:
     tile: int = _setting(0, "compute the loss in tiles of this size; 0 for whole")
 
     # optimization
-    steps: int = _setting(560, "optimizer steps")
+    steps: int = _setting(660, "optimizer steps")
     batch_size: int = _setting(256, "pairs of a step")
     optimizer: Literal["adamw", "adafactor", "lion"] = _setting("adamw", "update rule")
     learning_rate: float = _setting(2e-3, "peak learning rate")
@@ -85,8 +85,8 @@ class Settings:
     microbatch: int = _setting(32, "images, or texts, that a tower works on at a time; 0 for all")
     remat: Literal["nothing", "blocks", "towers"] = _setting("nothing", "what backward recomputes")
     workers: int = _setting(1, "threads that prepare batches")
-    eval_every: int = _setting(140, "steps between evaluations; 0 for at the end only")
-    checkpoint_every: int = _setting(140, "steps between checkpoints")
+    eval_every: int = _setting(165, "steps between evaluations; 0 for at the end only")
+    checkpoint_every: int = _setting(165, "steps between checkpoints")
     keep: int = _setting(2, "checkpoints to keep")
 
     def __post_init__(self) -> None:
