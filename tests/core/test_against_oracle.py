@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-import oracle
 from agreement import as_lists, assert_each_within, assert_within
 from siglip_ref import losses, primitives
+from siglip_spec import oracle
 
 ROUNDING = 1e-14
 """Of an array's largest element: about 45 units in the last place of float64."""

@@ -5,11 +5,11 @@ from functools import partial
 import numpy as np
 import pytest
 
-import oracle
 import siglip_ref as sr
 from agreement import as_lists, assert_within
 from siglip_ref import encoders, losses, model
 from siglip_ref.tree import flatten, tree_map, unflatten
+from siglip_spec import oracle
 
 COMPOSITE = 1e-13
 """Of an array's largest element, after some fifty operations in a row."""

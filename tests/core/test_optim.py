@@ -24,11 +24,11 @@ from optimizer_runs import (
     problem,
     run,
 )
-from oracle import optimizers as oracle
-from oracle import value
-from oracle.optimizers import big_vision_step
 from siglip_ref import optim
 from siglip_ref.tree import flatten, tree_map
+from siglip_spec.oracle import optimizers as oracle
+from siglip_spec.oracle import value
+from siglip_spec.oracle.optimizers import big_vision_step
 
 
 @pytest.mark.parametrize("name", SCALINGS)

@@ -1,6 +1,6 @@
 """The oracle's optimizer steps against values worked out on paper."""
 
-from oracle import (
+from siglip_spec.oracle import (
     adam_direction,
     big_vision_step,
     clip_by_global_norm,

@@ -4,9 +4,9 @@ Each function is its formula, one number at a time: no stable rewrite, no reshap
 Sources: arXiv:2303.15343 and the architecture it names (big_vision's ViT and text transformer).
 """
 
-from .dual import Dual, Real, exp, log1p, reals, sqrt, tanh
+from .numbers import Real, Traced, exp, log1p, reals, sqrt, tanh
 
-EXACT = (Real, Dual)
+EXACT = (Real, Traced)
 
 
 def sum_of(terms):

@@ -3,7 +3,7 @@
 Labels lie in [-1, 1]: 1 a positive pair, -1 a negative, y = (1 + label)/2 the positive share.
 """
 
-from .dual import exp, log, reals
+from .numbers import exp, log, reals
 from .primitives import dot, softplus, sum_of
 
 

@@ -3,7 +3,7 @@
 The moving averages are written as the weighted sums they stand for, without any running state.
 """
 
-from .dual import sqrt
+from .numbers import sqrt
 from .primitives import dot, sum_of
 
 

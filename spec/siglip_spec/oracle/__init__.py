@@ -5,15 +5,11 @@ agreement with the project is evidence. Call the operations through `value` and 
 turn floats into exact numbers first.
 """
 
-from .dual import (
-    directional_derivative,
-    exact,
-    gradient,
-    reals,
-    value,
-)
+from .answers import answer
+from .dual import directional_derivative, gradient, value
 from .encoders import block, encoder, image_tower, map_head, mlp, text_tower
 from .losses import scaled_cosine, sigmoid_loss, softmax_loss
+from .numbers import exact, reals
 from .optimizers import (
     adam_direction,
     big_vision_step,
@@ -35,9 +31,11 @@ from .primitives import (
     softmax,
     softplus,
 )
+from .tape import gradients
 
 __all__ = [
     "adam_direction",
+    "answer",
     "big_vision_step",
     "block",
     "clip_by_global_norm",
@@ -49,6 +47,7 @@ __all__ = [
     "exact",
     "gelu_tanh",
     "gradient",
+    "gradients",
     "image_tower",
     "l2_normalize",
     "layer_norm",
