@@ -44,6 +44,7 @@ def scaled_cosine_bwd(
     """
     xp = array_namespace(dout)
     zimg, ztxt = at_least_float32(res.zimg), at_least_float32(res.ztxt)
+    dout = cast_like(dout, zimg)
     t = xp.exp(cast_like(res.t_prime, dout))
     dzimg = t * (dout @ ztxt)
     dztxt = t * (xp.matrix_transpose(dout) @ zimg)

@@ -244,7 +244,7 @@ def _matching(
             if worst > 1:
                 break
         else:
-            yield _Match(worst, mutant.flag, mutant.summary)
+            yield _Match(worst, mutant.flag, f"{mutant.summary} ({', '.join(mutant.clauses)})")
 
 
 def _like(case: Case, name: str, got: np.ndarray, bug: np.ndarray, dtype: DType) -> float:

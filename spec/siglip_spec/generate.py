@@ -123,14 +123,14 @@ def _kills(case: Case) -> dict[str, tuple[str, ...]]:
     """
     kills: dict[str, set[str]] = {dtype: set() for dtype in PRECISIONS}
     for dtype, precision in PRECISIONS.items():
-        for mutant, wrong in mutants.answers(_stored(case, precision.storage)):
+        for mutant, wrong in mutants.answers(stored(case, precision.storage)):
             for judged in PRECISIONS if dtype == "float64" else (dtype,):
                 if wrong is None or worst_score(case, wrong, judged) > NOTICED:
                     kills[judged].add(mutant.flag)
     return {dtype: tuple(sorted(flags)) for dtype, flags in kills.items()}
 
 
-def _stored(case: Case, storage: type[np.floating]) -> Case:
+def stored(case: Case, storage: type[np.floating]) -> Case:
     """The case with its floats in another dtype, in which they are exact too."""
 
     def convert(x: np.ndarray) -> np.ndarray:

@@ -176,19 +176,20 @@ def checks_of(case: Case) -> tuple[str, ...]:
 
 
 _VALUES = ("LOSS-", "ENC-")
-_GRADIENT_OF = {
-    "GRAD-1": "grad/dzimg",
-    "GRAD-2": "grad/dztxt",
-    "GRAD-3": "grad/dt_prime",
-    "GRAD-4": "grad/db",
+_GRADIENTS_OF = {
+    "GRAD-1": ("grad/dzimg",),
+    "GRAD-2": ("grad/dztxt",),
+    "GRAD-3": ("grad/dt_prime",),
+    "GRAD-4": ("grad/db",),
+    "GRAD-5": ("grad/dzimg", "grad/dztxt", "grad/dt_prime"),
 }
 
 
 def clauses_of(case: Case, tensor: str) -> tuple[str, ...]:
     """Those clauses of a case that this tensor of it shows.
 
-    Outputs show the clauses on values and gradients those on gradients, GRAD-1 to GRAD-4 each the
-    one of its own; all other clauses are shown by every tensor.
+    Outputs show the clauses on values and gradients those on gradients, GRAD-1 to GRAD-5 each
+    those of its own; all other clauses are shown by every tensor.
     """
     gradient = tensor.startswith("grad/")
     shown = tuple(clause for clause in case.clauses if _shows(clause, tensor, gradient))
@@ -197,7 +198,7 @@ def clauses_of(case: Case, tensor: str) -> tuple[str, ...]:
 
 def _shows(clause: str, tensor: str, gradient: bool) -> bool:
     if clause.startswith("GRAD-"):
-        return gradient and tensor.startswith(_GRADIENT_OF.get(clause, ""))
+        return gradient and tensor.startswith(_GRADIENTS_OF.get(clause, ("",)))
     return not (gradient and clause.startswith(_VALUES))
 
 

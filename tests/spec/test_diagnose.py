@@ -21,6 +21,7 @@ PAIRWISE = "loss.pairwise/n7-m4-d3/fewer-texts"
 class Bug(NamedTuple):
     flag: str
     summary: str
+    clauses: tuple = ("LOSS-3",)
 
 
 def truth(case):
@@ -209,7 +210,7 @@ class TestKnownBugs:
         known_bugs(PlusOne=bug, PlusTwo=changed(case, lambda x: x + 2))
         found = look(case, rounded(bug))
         assert found.suspected == "PlusOne"
-        assert "summary of PlusOne" in found.findings[-1]
+        assert "summary of PlusOne (LOSS-3)" in found.findings[-1]
 
     def test_an_answer_that_differs_in_one_tensor_is_not_matched(self, known_bugs):
         case = load_case(MILD)
