@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -212,7 +213,7 @@ def generated(workers: int | None = None) -> dict[str, bytes]:
     duplicates = {case.id for case in definitions if _count(definitions, case.id) > 1}
     if duplicates:
         raise ValueError(f"case ids must be unique, got {', '.join(sorted(duplicates))} twice")
-    with ProcessPoolExecutor(workers) as pool:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         # The training run first: it takes longest.
         slow_first = sorted(definitions, key=lambda case: case.profile != "trajectory")
         cases = list(pool.map(answered, slow_first))
