@@ -9,7 +9,7 @@
 Source: "Sigmoid Loss for Language Image Pre-Training", arXiv:2303.15343.
 """
 
-from siglip_ref import encoders, losses, optim, primitives, tree
+from siglip_ref import encoders, losses, optim, primitives, ring, tree
 from siglip_ref.config import ImageConfig, SiglipConfig, TextConfig
 from siglip_ref.model import encode_image, encode_text, loss_and_grads, probe_image, probe_text
 from siglip_ref.params import check_params, init_params, num_params, param_shapes, prior_bias
@@ -33,6 +33,7 @@ __all__ = [
     "prior_bias",
     "probe_image",
     "probe_text",
+    "ring",
     "tree",
     "variants",
 ]
