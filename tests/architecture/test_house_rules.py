@@ -151,6 +151,7 @@ def test_the_public_names_are_those_of_the_design():
         "prior_bias",
         "probe_image",
         "probe_text",
+        "ring",
         "tree",
         "variants",
     ]

@@ -23,14 +23,15 @@ WEAKEST = 8
 
 
 def worst_of_the_right():
-    """(subject, dtype) to its worst score in each profile."""
+    """(subject, dtype) to its worst score in each profile, leaving out expected failures."""
     rows = {}
     for subject in CORES:
         scores = []
         for profile in PROFILES:
             report = check_subject(subject, profile, timeout=600)  # JAX compiles for a minute
             assert not report.counts()["failed"], (subject.name, profile)
-            scores.append(max((r.score for r in report.records if r.score is not None), default=0))
+            passed = [r.score for r in report.records if r.status == "passed" and r.score]
+            scores.append(max(passed, default=0))
         rows[subject.name, subject.dtype] = scores
     return rows
 
@@ -61,7 +62,8 @@ def page(right, wrong):
         "",
         "## Implementations that are right",
         "",
-        f"Worst score over all checks of a profile; 1 is the limit. The worst is {worst:.2f}.",
+        f"Worst score over all checks of a profile; 1 is the limit. The worst is {worst:.2f}. "
+        "Expected failures, which [conformance.md](conformance.md) lists, are left out.",
         "",
         "| subject | dtype | " + " | ".join(PROFILES) + " |",
         "| --- | --- |" + " ---: |" * len(PROFILES),
