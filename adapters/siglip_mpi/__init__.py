@@ -1,10 +1,12 @@
 """Rings of processes with mpi4py's methods: real ones, and simulated ones in a single process."""
 
 from siglip_mpi.communicator import MpiCommunicator, RingError, communicator
+from siglip_mpi.counted import Counted
 from siglip_mpi.simulated import AbortedError, SimulatedMPI, simulate
 
 __all__ = [
     "AbortedError",
+    "Counted",
     "MpiCommunicator",
     "RingError",
     "SimulatedMPI",
