@@ -13,6 +13,7 @@ import numpy as np
 
 from backends import NUMPY, library, map_arrays
 from siglip_ref.tree import flatten, tree_map_with_path
+from siglip_spec.gradcheck import STENCIL
 
 SLOPE = 1e-9
 """Relative error allowed to an analytic gradient against central differences in float64."""
@@ -23,9 +24,6 @@ ADJOINT = 1e-12
 STEP = 1e-3
 """Length of the stencil's step. Of a function of size 1 that is analytic within r along the
 direction it leaves 576 STEP⁸ / r⁹, 6e-13 at r = 0.1, and differences round to 2.1 eps / STEP."""
-
-STENCIL = {1: 4 / 5, 2: -1 / 5, 3: 4 / 105, 4: -1 / 280}
-"""Weights of f(+i) - f(-i) in the central difference of order 8 (Fornberg 1988, table 1)."""
 
 ROUNDING = 16 * 2.0**-52 / STEP
 """Of the magnitudes that are summed up: the rounding error of the differences."""
