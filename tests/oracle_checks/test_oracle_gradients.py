@@ -1,4 +1,4 @@
-"""The oracle's dual-number gradients against central differences at 60 digits."""
+"""The oracle's gradients: dual numbers against central differences, the tape against duals."""
 
 import random
 from functools import partial
@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 
 from siglip_spec import oracle
-from siglip_spec.oracle import directional_derivative, exact, gradient, reals
+from siglip_spec.oracle import directional_derivative, exact, gradient, gradients, reals
 
 
 def numbers(seed, *shape):
@@ -205,6 +205,16 @@ def test_the_directional_derivative_is_the_gradient_along_the_direction(name):
     want = sum(a * b for a, b in zip(slopes, leaves(directions), strict=True))
     got = directional_derivative(function, inputs, directions, cotangent)
     assert abs(got - want) <= 1e-33 * max(1, abs(want))
+
+
+@pytest.mark.parametrize("name", DIFFERENTIATED)
+def test_one_sweep_of_the_tape_gives_the_gradient_of_the_dual_numbers(name):
+    function, inputs = DIFFERENTIATED[name]
+    cotangent = random_like(function(**inputs), random.Random(11))
+    _, swept = gradients(lambda **given: {"out": function(**given)}, inputs, {"out": cotangent})
+    by_duals = leaves(gradient(function, inputs, cotangent))
+    for one, other in zip(leaves(swept), by_duals, strict=True):
+        assert abs(one - other) <= reals.mpf("1e-35") * max(1, abs(other))
 
 
 def test_every_differentiable_operation_is_checked_against_central_differences():

@@ -1,4 +1,8 @@
-"""The two ways to a derivative share the formulas and nothing else: they must agree exactly."""
+"""The tape against dual numbers, which must agree exactly.
+
+They share the formulas and the slopes of `numbers`, and carry them in opposite directions. That the
+slopes are right is what the central differences of `test_oracle_gradients.py` say.
+"""
 
 import numpy as np
 import pytest

@@ -7,7 +7,11 @@ from subjects.rows import ROWS
 from subjects.table import COMMAND, DOCS, README, SUMMARY_DTYPE, cells, published
 
 TESTS = [(row, profile) for row in ROWS for profile in row.profiles]
-SLOW = {("JAX, compiled-float32", "trajectory"), ("open_clip-gloo", "ring")}
+COMPILED_LONG = ("loss", "image", "model", "ring", "trajectory")
+
+
+def is_slow(row, profile):
+    return row.label == "open_clip-gloo" or ("JAX" in row.label and profile in COMPILED_LONG)
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -18,7 +22,7 @@ SLOW = {("JAX, compiled-float32", "trajectory"), ("open_clip-gloo", "ring")}
             row,
             profile,
             id=f"{row.label}-{profile}",
-            marks=[pytest.mark.slow] if (row.label, profile) in SLOW else [],
+            marks=[pytest.mark.slow] if is_slow(row, profile) else [],
         )
         for row, profile in TESTS
     ],
