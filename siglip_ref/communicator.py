@@ -2,7 +2,7 @@
 
 from typing import Protocol, runtime_checkable
 
-from siglip_ref.types import Array
+from siglip_ref.types import Array, Count
 
 Arrays = tuple[Array, ...]
 
@@ -20,26 +20,26 @@ class Communicator(Protocol):
     """A group of devices in a ring: rank r has r + 1 to its right, and the last has the first.
 
     Every rank calls the same methods in the same order. Implementations say on an error which
-    rank it concerns and in which step, and let no rank wait for ever.
+    rank it concerns and in which ring step, and let no rank wait for ever.
     """
 
     @property
-    def rank(self) -> int:
-        """The number of this device, from 0."""
+    def rank(self) -> Count:
+        """The number of this device, from 0; an array where one program is compiled for all."""
 
     @property
     def world_size(self) -> int:
         """How many devices there are."""
 
-    def start_shift(self, arrays: Arrays) -> Shift:
-        """Send arrays to the right and begin to receive as many from the left.
+    def start_shift(self, arrays: Arrays, *, rows: int, step: int) -> Shift:
+        """Send arrays to the right and begin to receive as many from the left, in a ring step.
 
-        Shapes may differ between the ranks. What is sent must not be written to before it is
-        waited for.
+        What comes has the dtypes and shapes of what goes, but for `rows` on the first axis. What
+        is sent must not be written to before it is waited for.
         """
 
     def sum(self, array: Array) -> Array:
-        """The sum of the arrays of all ranks, the same on each."""
+        """The sum of the arrays of all ranks, to the last bit the same on each."""
 
-    def gather(self, value: int) -> tuple[int, ...]:
-        """The numbers of all ranks, in their order."""
+    def gather(self, values: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+        """The numbers of all ranks, in their order. Where shapes are static, all are alike."""

@@ -1,11 +1,14 @@
-"""A program for every rank: the loss of a batch on a ring, the same under simulation and mpiexec.
+"""A program for every rank: losses of a batch on a ring, the same under simulation and mpiexec.
 
-mpiexec -n 4 python ring_program.py [what goes wrong] [on which rank]
+mpiexec -n 4 python ring_program.py [fault in mid-ring] [on which rank] [folder for reports]
 """
 
 import os
+import signal
 import sys
 import time
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 
@@ -13,7 +16,8 @@ import siglip_mpi
 import siglip_ref as sr
 
 COUNTS = (2, 4, 1, 3)
-TIMEOUT = 3.0
+TIMEOUT = 2.0
+SHIFT = 3  # the texts of ring step 2
 
 
 def batch():
@@ -23,37 +27,92 @@ def batch():
     return z / np.linalg.norm(z, axis=-1, keepdims=True)
 
 
-def program(mpi, fault="", rank=-1):
-    """The loss and the gradients of this rank's shards."""
-    comm = siglip_mpi.communicator(mpi, timeout=TIMEOUT)
-    zimg, ztxt = (np.split(z, np.cumsum(COUNTS)[:-1])[comm.rank] for z in batch())
-    if comm.rank == rank:
-        if fault == "dies":
-            os._exit(3)
-        if fault == "hangs":
-            time.sleep(10 * TIMEOUT)
-        if fault == "raises":
-            raise RuntimeError("out of luck")
-        if fault == "nan":
-            ztxt = ztxt * np.nan
-        if fault == "skips":
-            comm.start_shift((ztxt,)).wait()
-        if fault == "dtype":
-            ztxt = ztxt.astype(np.float32)
-        if fault == "width":
-            zimg, ztxt = zimg[:, :3], ztxt[:, :3]
-    loss, grads = sr.ring.sigmoid_loss(zimg, ztxt, np.asarray(1.5), np.asarray(-2.0), comm, tile=2)
-    return comm.rank, float(loss), [np.asarray(g).tolist() for g in grads]
+class Faulty:
+    """A communicator that goes wrong in a certain shift."""
+
+    def __init__(self, comm, fault):
+        self._comm, self._fault, self._shifts = comm, fault, 0
+
+    def __getattr__(self, name):
+        return getattr(self._comm, name)
+
+    def start_shift(self, arrays, *, rows, step):
+        self._shifts += 1
+        if self._shifts == SHIFT + 1:
+            if self._fault in ("killed", "lost"):
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self._fault == "stopped":
+                os.kill(os.getpid(), signal.SIGSTOP)
+            if self._fault == "hangs":
+                time.sleep(2 * TIMEOUT)
+            if self._fault == "raises":
+                raise RuntimeError("out of luck")
+            if self._fault == "nan":
+                arrays = tuple(array * np.nan for array in arrays)
+            if self._fault == "skips":
+                self._comm.start_shift(arrays, rows=rows, step=step).wait()
+            if self._fault == "dtype":
+                arrays = tuple(array.astype(np.float32) for array in arrays)
+            if self._fault == "width":
+                arrays = tuple(array[:, :3] for array in arrays)
+        return self._comm.start_shift(arrays, rows=rows, step=step)
+
+
+@contextmanager
+def reporting(folder, rank):
+    """Leave a process's number in a file, and what stopped it in another: mpiexec loses output."""
+    if folder is not None:
+        (folder / f"{rank}.pid").write_text(str(os.getpid()))
+    try:
+        yield
+    except Exception as error:
+        if folder is not None:
+            (folder / f"{rank}.txt").write_text(f"{time.time()} {error}")
+        raise
+
+
+def program(mpi, fault="", rank=-1, reports=None):
+    """The losses, the gradients of this rank's shards, and a sum over the ranks."""
+    with (
+        siglip_mpi.communicator(mpi, timeout=TIMEOUT if fault else 30.0) as whole,
+        reporting(reports, whole.rank),
+    ):
+        comm = Faulty(whole, fault) if whole.rank == rank else whole
+        zimg, ztxt = (np.split(z, np.cumsum(COUNTS)[:-1])[comm.rank] for z in batch())
+        t_prime, b = np.asarray(1.5), np.asarray(-2.0)
+        losses = (
+            sr.ring.sigmoid_loss(zimg, ztxt, t_prime, b, comm, tile=2),
+            sr.ring.softmax_loss(zimg, ztxt, t_prime, comm, tile=2),
+            sr.ring.allgather_softmax_loss(zimg, ztxt, t_prime, comm),
+        )
+        grads = sr.ring.sum_gradients({"kernel": np.full((100, 50), 0.1 * comm.rank)}, comm)
+        return (
+            int(comm.rank),
+            [(float(loss), [np.asarray(g).tolist() for g in grads]) for loss, grads in losses],
+            float(np.sum(grads["kernel"])),
+        )
+
+
+def behind_a_parent():
+    """Go on in a child process. If it is killed its parent stays, so that mpiexec sees nothing.
+
+    Otherwise mpiexec kills the other ranks too, often before they notice: this is a lost machine.
+    """
+    child = os.fork()
+    if child:
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if status == -signal.SIGKILL:
+            time.sleep(60)
+        os._exit(abs(status))
 
 
 if __name__ == "__main__":
+    fault, rank = (sys.argv[1], int(sys.argv[2])) if len(sys.argv) > 1 else ("", -1)
+    if fault == "lost":
+        behind_a_parent()
     from mpi4py import MPI
 
-    fault, rank = (sys.argv[1], int(sys.argv[2])) if len(sys.argv) > 1 else ("", -1)
-    try:
-        everything = MPI.COMM_WORLD.gather(program(MPI.COMM_WORLD, fault, rank), root=0)
-        if everything is not None:
-            print(repr(everything), flush=True)
-    except Exception as error:
-        print(f"rank {MPI.COMM_WORLD.Get_rank()} stopped: {error}", file=sys.stderr, flush=True)
-        os._exit(1)
+    reports = Path(sys.argv[3]) if len(sys.argv) > 3 else None
+    everything = MPI.COMM_WORLD.gather(program(MPI.COMM_WORLD, fault, rank, reports), root=0)
+    if everything is not None:
+        print(repr(everything), flush=True)

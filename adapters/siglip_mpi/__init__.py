@@ -1,7 +1,8 @@
 """Rings of processes with mpi4py's methods: real ones, and simulated ones in a single process."""
 
-from siglip_mpi.communicator import MpiCommunicator, RingError, communicator
+from siglip_mpi.communicator import MpiCommunicator, communicator
 from siglip_mpi.counted import Counted
+from siglip_mpi.faults import RingError
 from siglip_mpi.simulated import AbortedError, SimulatedMPI, simulate
 
 __all__ = [

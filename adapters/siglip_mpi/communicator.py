@@ -1,29 +1,37 @@
 """The core's communicator over anything with mpi4py's methods: real MPI, or the simulated one."""
 
-import time
-from collections.abc import Callable
-from functools import reduce
-from operator import add
-from typing import Any
+import contextlib
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
-from array_api_compat import array_namespace, device
+from array_api_compat import array_namespace
 
-from siglip_ref.communicator import Arrays, Communicator
+from siglip_mpi.faults import Notice, Reason, RingError, Watch
+from siglip_mpi.message import (
+    COLLECTIVE,
+    HEADER,
+    Header,
+    Host,
+    decode,
+    dtype_name,
+    room_for,
+    to_home,
+    to_host,
+)
+from siglip_mpi.simulated import AbortedError
+from siglip_ref.communicator import Arrays
+from siglip_ref.precision import at_least_float32, cast_like
 from siglip_ref.types import Array
 
 TIMEOUT = 60.0
 """Seconds that a rank waits for another before it gives up."""
 
-_POLL = 1e-4
-_DTYPES = (np.float64, np.float32, np.float16, np.int64, np.int32)
-_AXES = 4
-_HEADER = 3 + 1 + _AXES  # step, dtype, finite, then number of axes and their sizes
-_SHIFT_TAG = 7
-
-
-class RingError(RuntimeError):
-    """The ring cannot go on; says which rank failed and in which ring step."""
+_SMALL = 4096
+_HEADER_TAG, _DATA_TAG = 1, 2
 
 
 class MpiShift:
@@ -38,138 +46,185 @@ class MpiShift:
 
 
 class MpiCommunicator:
-    """A ring over mpi4py's point-to-point methods.
+    """A ring over mpi4py's point-to-point methods, which lets nobody wait for ever.
 
-    Each array goes with a header (ring step, dtype, shape, whether it is finite), which the
-    receiver holds against its own step. A neighbour that sends nothing in time, is in another
-    step, or sends a number that is not finite is named in a `RingError`.
+        with siglip_mpi.communicator(mpi) as comm:
+            loss, grads = sr.ring.sigmoid_loss(zimg, ztxt, t_prime, b, comm)
+
+    Every message has a header (hop, ring step, dtype, shape), which its receiver holds against
+    what it expects. If a rank sends something else, sends a number that is not finite, or does not
+    answer within `timeout` seconds, all ranks raise a RingError that names it and the ring step,
+    at most a second later than the first of them notices. Left by an exception, the `with`
+    block says so to the others, prints it and aborts the group: MPI would wait for ever at exit.
+
+    Arrays go through the memory of the host; what arrives has the library, device and dtype of
+    what was sent.
     """
 
     def __init__(self, mpi: Any, timeout: float = TIMEOUT) -> None:
-        self._mpi, self._timeout = mpi, timeout
-        self._step = 0
+        self._mpi = mpi
+        self._rank, self._world_size = int(mpi.Get_rank()), int(mpi.Get_size())
+        self._watch = Watch(mpi, timeout)
+        self._hop, self._step = 0, 0
 
     @property
     def rank(self) -> int:
         """The number of this device, from 0."""
-        return int(self._mpi.Get_rank())
+        return self._rank
 
     @property
     def world_size(self) -> int:
         """How many devices there are."""
-        return int(self._mpi.Get_size())
+        return self._world_size
 
-    def start_shift(self, arrays: Arrays) -> MpiShift:
-        """Send arrays to the right and begin to receive as many from the left."""
-        step, self._step = self._step, self._step + 1
-        right, left = (self.rank + 1) % self.world_size, (self.rank - 1) % self.world_size
-        sent = [_host(array) for array in arrays]
-        headers = np.stack([_header(array, step) for array in sent])
-        tag = _SHIFT_TAG + 2 * (step % 1000)
-        coming = np.empty_like(headers)
-        requests = [self._mpi.Isend(headers, dest=right, tag=tag)]
-        requests += [self._mpi.Isend(array, dest=right, tag=tag + 1) for array in sent]
-        arrival = self._mpi.Irecv(coming, source=left, tag=tag)
+    def start_shift(self, arrays: Arrays, *, rows: int, step: int) -> MpiShift:
+        """Send arrays to the right and begin to receive as many, with `rows` rows, from the left.
 
-        def finish() -> Arrays:
-            self._until(arrival, left, step)
-            buffers = [
-                _buffer(header, mine, left, step, self.rank)
-                for header, mine in zip(coming, sent, strict=True)
-            ]
-            for buffer in buffers:
-                self._until(self._mpi.Irecv(buffer, source=left, tag=tag + 1), left, step)
-            for request in requests:
-                self._until(request, right, step)
-            for header in coming:
-                if not header[2]:
-                    raise RingError(
-                        f"rank {left} sent a number that is not finite to rank {self.rank} "
-                        f"in ring step {step}"
-                    )
-            return tuple(_like(b, a) for b, a in zip(buffers, arrays, strict=True))
-
-        return MpiShift(finish)
+        Raises RingError if a number is not finite.
+        """
+        if self.world_size == 1:
+            return MpiShift(lambda: arrays)
+        self._step = step
+        for array in arrays:
+            xp = array_namespace(array)
+            if not bool(xp.all(xp.isfinite(array))):
+                self._watch.stop(Notice(self.rank, self.rank, step, Reason.NOT_FINITE))
+        finish = self._exchange(
+            [(to_host(array), dtype_name(array)) for array in arrays],
+            [(rows, *array.shape[1:]) for array in arrays],
+            right=(self.rank + 1) % self.world_size,
+            left=(self.rank - 1) % self.world_size,
+            step=step,
+        )
+        return MpiShift(
+            lambda: tuple(to_home(host, like) for host, like in zip(finish(), arrays, strict=True))
+        )
 
     def sum(self, array: Array) -> Array:
-        """The sum of the arrays of all ranks, added up in their order, the same on each."""
-        # Round the ring as well, not by a collective call: that could wait for ever.
-        return reduce(add, self._round(array))
+        """The sum of the arrays of all ranks, to the last bit the same on each.
 
-    def gather(self, value: int) -> tuple[int, ...]:
+        A few numbers are gathered and added in the order of the ranks; of many, each rank adds up
+        a part, and 2 (W - 1)/W of the array's size leaves it. 16-bit numbers are added in float32.
+        """
+        if self.world_size == 1:
+            return array
+        if dtype_name(array) in ("float16", "bfloat16"):
+            return cast_like(self.sum(at_least_float32(array)), array)
+        numbers = to_host(array)
+        if numbers.size <= _SMALL:
+            total = np.sum(self._everyone(numbers), axis=0, dtype=numbers.dtype)
+        else:
+            total = self._sum_in_parts(numbers.reshape(-1))
+        return to_home(np.reshape(total, numbers.shape), array)
+
+    def gather(self, values: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
         """The numbers of all ranks, in their order."""
-        return tuple(int(x) for x in self._round(np.asarray(value, dtype=np.int64)))
+        everyone = self._everyone(np.asarray(values, dtype=np.int64))
+        return tuple(tuple(int(value) for value in row) for row in everyone)
 
-    def _round(self, array: Array) -> list[Array]:
-        """The arrays of all ranks, in their order."""
-        found = {self.rank: array}
-        for step in range(1, self.world_size):
-            (array,) = self.start_shift((array,)).wait()
-            found[(self.rank - step) % self.world_size] = array
-        return [found[rank] for rank in range(self.world_size)]
+    def __enter__(self) -> Self:
+        return self
 
-    def _until(self, request: Any, other: int, step: int) -> None:
-        """Wait for a request, but not for ever."""
-        end = time.monotonic() + self._timeout
-        while not request.Test():
-            if time.monotonic() > end:
-                raise RingError(
-                    f"rank {other} did nothing for {self._timeout:g} s; rank {self.rank} waited "
-                    f"for it in ring step {step}"
-                )
-            time.sleep(_POLL)
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Tell the others of an exception and end the group; mpiexec then ends every process."""
+        if error is None:
+            return
+        report = f"rank {self.rank} stopped: {error}\n"
+        if not isinstance(error, RingError):
+            self._watch.tell(Notice(self.rank, self.rank, self._step, Reason.FAILED))
+            report = "".join(traceback.format_exception(kind, error, trace)) + report
+        self._watch.linger()  # mpiexec may end all ranks as soon as one of them says a word
+        sys.stderr.write(report)
+        sys.stderr.flush()
+        with contextlib.suppress(AbortedError):  # which the simulated one raises
+            self._mpi.Abort(1)
+
+    def _exchange(
+        self,
+        sent: Sequence[tuple[Host, str]],
+        shapes: Sequence[tuple[int, ...]],
+        *,
+        right: int,
+        left: int,
+        step: int,
+    ) -> Callable[[], list[Host]]:
+        """Begin to send arrays to one rank and to receive some with the same dtypes from another.
+
+        All receives are posted at once, so that a message need not wait until it is waited for.
+        """
+        self._watch.check()
+        hop, self._hop = self._hop, self._hop + 1
+        headers = np.asarray(
+            [Header(hop, step, dtype, host.shape).encode() for host, dtype in sent], dtype=np.int64
+        )
+        expected = [
+            Header(hop, step, dtype, shape) for (_, dtype), shape in zip(sent, shapes, strict=True)
+        ]
+        coming = np.empty((len(sent), HEADER), dtype=np.int64)
+        buffers = [room_for(header.shape, header.dtype) for header in expected]
+        arrival = self._mpi.Irecv(coming, source=left, tag=_HEADER_TAG)
+        receives = [self._mpi.Irecv(buffer, source=left, tag=_DATA_TAG) for buffer in buffers]
+        sends = [self._mpi.Isend(headers, dest=right, tag=_HEADER_TAG)]
+        sends += [self._mpi.Isend(host, dest=right, tag=_DATA_TAG) for host, _ in sent]
+
+        def finish() -> list[Host]:
+            self._watch.until(arrival, left, step)
+            for numbers, wanted in zip(coming, expected, strict=True):
+                got = decode(numbers)
+                if got != wanted:
+                    self._watch.stop(Notice(self.rank, left, step, Reason.MISMATCH, got, wanted))
+            for receive in receives:
+                self._watch.until(receive, left, step)
+            for send in sends:
+                self._watch.until(send, right, step)
+            return buffers
+
+        return finish
+
+    def _everyone(self, numbers: Host) -> Host:
+        """The arrays of all ranks, stacked in their order, in log2(W) hops.
+
+        Source: Bruck et al., "Efficient algorithms for all-to-all communications in multiport
+        message-passing systems", 1997, the concatenation algorithm.
+        """
+        blocks = numbers[np.newaxis]  # in row i that of rank r + i
+        while len(blocks) < self.world_size:
+            have = len(blocks)
+            part = np.ascontiguousarray(blocks[: self.world_size - have])
+            (found,) = self._exchange(
+                [(part, dtype_name(part))],
+                [part.shape],
+                right=(self.rank - have) % self.world_size,
+                left=(self.rank + have) % self.world_size,
+                step=COLLECTIVE,
+            )()
+            blocks = np.concatenate([blocks, found])
+        return np.roll(blocks, self.rank, axis=0)
+
+    def _sum_in_parts(self, numbers: Host) -> Host:
+        """The sum of long arrays: each part goes round once to be added up, once to be copied."""
+        right, left = (self.rank + 1) % self.world_size, (self.rank - 1) % self.world_size
+        total = numbers.copy()
+        parts: list[Any] = np.array_split(total, self.world_size)
+        for hop in range(2 * (self.world_size - 1)):
+            going = parts[(self.rank - hop) % self.world_size]
+            coming = parts[(self.rank - hop - 1) % self.world_size]
+            (found,) = self._exchange(
+                [(going, dtype_name(going))],
+                [coming.shape],
+                right=right,
+                left=left,
+                step=COLLECTIVE,
+            )()
+            coming[...] = coming + found if hop < self.world_size - 1 else found
+        return total
 
 
-def communicator(mpi: Any, timeout: float = TIMEOUT) -> Communicator:
+def communicator(mpi: Any, timeout: float = TIMEOUT) -> MpiCommunicator:
     """The core's communicator from the simulated MPI of `simulate`, or from `MPI.COMM_WORLD`."""
     return MpiCommunicator(mpi, timeout)
-
-
-def _host(array: Array) -> np.ndarray:
-    """The array in the memory of the host, in one piece."""
-    if hasattr(array, "detach"):
-        array = array.detach().cpu().numpy()
-    elif not isinstance(array, np.ndarray) and hasattr(array, "to_device"):
-        array = array.to_device(array_namespace(array).__array_namespace_info__().default_device())
-    found = np.array(array, order="C")
-    if found.dtype.type not in _DTYPES or found.ndim > _AXES:
-        names = ", ".join(np.dtype(t).name for t in _DTYPES)
-        raise ValueError(
-            f"a shard must have at most {_AXES} axes and one of the dtypes {names}, "
-            f"got {found.ndim} axes of {found.dtype}"
-        )
-    return found
-
-
-def _header(array: np.ndarray, step: int) -> np.ndarray:
-    finite = bool(np.all(np.isfinite(array)))
-    sizes = [*array.shape, *(0 for _ in range(_AXES - array.ndim))]
-    code = _DTYPES.index(array.dtype.type)
-    return np.asarray([step, code, finite, array.ndim, *sizes], dtype=np.int64)
-
-
-def _buffer(header: np.ndarray, mine: np.ndarray, sender: int, step: int, rank: int) -> np.ndarray:
-    """Room for the array that a header announces, to be like the one that this rank has sent.
-
-    Raises RingError if the sender is in another step, or sends another dtype or number of axes.
-    """
-    theirs, code, _, ndim, *sizes = (int(x) for x in header)
-    if theirs != step:
-        raise RingError(
-            f"rank {sender} is in ring step {theirs} while rank {rank} is in ring step {step}"
-        )
-    dtype = np.dtype(_DTYPES[code]) if 0 <= code < len(_DTYPES) else None
-    if dtype != mine.dtype or ndim != mine.ndim:
-        raise RingError(
-            f"rank {sender} sent {ndim} axes of {dtype} in ring step {step}, "
-            f"where rank {rank} has {mine.ndim} axes of {mine.dtype}"
-        )
-    return np.empty(tuple(sizes[:ndim]), dtype=dtype)
-
-
-def _like(array: np.ndarray, like: Array) -> Array:
-    """A host array in the library and on the device of another."""
-    if isinstance(like, np.ndarray):
-        return array
-    xp = array_namespace(like)
-    return xp.asarray(array, device=device(like))

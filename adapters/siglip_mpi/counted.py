@@ -2,8 +2,11 @@
 
 import math
 
+from siglip_mpi.message import dtype_name
 from siglip_ref.communicator import Arrays, Communicator, Shift
-from siglip_ref.types import Array
+from siglip_ref.types import Array, Count
+
+BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4}
 
 
 class Counted:
@@ -12,7 +15,7 @@ class Counted:
     messages, num_bytes
         Of the shifts, an array being a message. Headers are not counted, since other
         implementations have none.
-    sums
+    summed
         Numbers that were summed over the ranks.
     """
 
@@ -20,10 +23,10 @@ class Counted:
         self._comm = comm
         self.messages = 0
         self.num_bytes = 0
-        self.sums = 0
+        self.summed = 0
 
     @property
-    def rank(self) -> int:
+    def rank(self) -> Count:
         """The number of this device, from 0."""
         return self._comm.rank
 
@@ -32,17 +35,24 @@ class Counted:
         """How many devices there are."""
         return self._comm.world_size
 
-    def start_shift(self, arrays: Arrays) -> Shift:
+    def start_shift(self, arrays: Arrays, *, rows: int, step: int) -> Shift:
         """Send arrays on, and count them."""
         self.messages += len(arrays)
-        self.num_bytes += sum(math.prod(x.shape) * x.dtype.itemsize for x in arrays)
-        return self._comm.start_shift(arrays)
+        self.num_bytes += sum(math.prod(x.shape) * BYTES[dtype_name(x)] for x in arrays)
+        return self._comm.start_shift(arrays, rows=rows, step=step)
 
     def sum(self, array: Array) -> Array:
         """The sum over all ranks; its numbers are counted."""
-        self.sums += math.prod(array.shape)
+        self.summed += math.prod(array.shape)
         return self._comm.sum(array)
 
-    def gather(self, value: int) -> tuple[int, ...]:
+    def gather(self, values: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
         """The numbers of all ranks, uncounted."""
-        return self._comm.gather(value)
+        return self._comm.gather(values)
+
+    def __str__(self) -> str:
+        """The counts in words."""
+        return (
+            f"rank {self.rank} of {self.world_size}: {self.messages} messages of "
+            f"{self.num_bytes} bytes sent on, {self.summed} numbers summed over the ranks"
+        )

@@ -8,48 +8,103 @@ or calls `Abort`, ends the others at their next communication.
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 T = TypeVar("T")
-Buffer = np.ndarray
+Buffer = NDArray[Any]
 
-POLL = 1e-4
-"""Seconds between two looks at what has arrived."""
+ANY = -1
+"""Any source, or any tag."""
+
+_POLL = 1e-4
+_GRACE = 3.0
+_MESSAGE, _COLLECTIVE = 0, 1
 
 
 class AbortedError(RuntimeError):
     """Another rank failed or aborted the group."""
 
 
+class TruncatedError(RuntimeError):
+    """A message is longer than the buffer that was to receive it."""
+
+
 class Request:
     """A message on its way; mpi4py's `Request`."""
 
-    def __init__(self, test: Callable[[], bool]) -> None:
-        self._test, self._done = test, False
+    def __init__(self, check: Callable[[], None]) -> None:
+        self._check = check
+        self.done = False
+        self.error: TruncatedError | None = None
 
     def Test(self) -> bool:  # noqa: N802 - mpi4py's name
         """Whether it is done."""
-        self._done = self._done or self._test()
-        return self._done
+        self._check()
+        if self.error is not None:
+            raise self.error
+        return self.done
 
     def Wait(self) -> bool:  # noqa: N802 - mpi4py's name
         """Return when it is done."""
         while not self.Test():
-            time.sleep(POLL)
+            time.sleep(_POLL)
         return True
 
 
+class Sent(NamedTuple):
+    """A message that nobody has asked for yet."""
+
+    source: int
+    tag: int
+    context: int
+    data: Buffer
+
+
+class Posted(NamedTuple):
+    """A buffer that waits for a message."""
+
+    source: int
+    tag: int
+    context: int
+    buffer: Buffer
+    request: Request
+
+    def fits(self, sent: Sent) -> bool:
+        """Whether this is where a message goes."""
+        return (
+            sent.context == self.context
+            and self.source in (ANY, sent.source)
+            and self.tag in (ANY, sent.tag)
+        )
+
+    def fill(self, data: Buffer) -> None:
+        """Receive the message; a shorter one fills the beginning of the buffer."""
+        if data.nbytes > self.buffer.nbytes:
+            self.request.error = TruncatedError(
+                f"a message of {data.nbytes} bytes does not fit into {self.buffer.nbytes}"
+            )
+        else:
+            into = self.buffer.reshape(-1).view(np.uint8)
+            into[: data.nbytes] = data.reshape(-1).view(np.uint8)
+            self.request.done = True
+
+
 class Group:
-    """What the ranks share: mailboxes, a barrier's count, and whether the group was aborted."""
+    """What the ranks share: what was sent, what is waited for, and whether the group was aborted.
+
+    Messages between two ranks arrive in the order in which they were sent, and receives are
+    served in the order in which they were posted, as MPI promises.
+    """
 
     def __init__(self, size: int) -> None:
         self.size = size
         self.lock = threading.Lock()
-        self.mail: dict[tuple[int, int, int], deque[Buffer]] = {}
+        self.sent: list[list[Sent]] = [[] for _ in range(size)]
+        self.posted: list[list[Posted]] = [[] for _ in range(size)]
         self.aborted: str | None = None
 
 
@@ -58,7 +113,6 @@ class SimulatedMPI:
 
     def __init__(self, group: Group, rank: int) -> None:
         self._group, self._rank = group, rank
-        self._collective = 0
 
     def Get_rank(self) -> int:  # noqa: N802 - mpi4py's name
         """The number of this rank."""
@@ -70,31 +124,18 @@ class SimulatedMPI:
 
     def Isend(self, buf: Buffer, dest: int, tag: int = 0) -> Request:  # noqa: N802
         """Begin to send; the buffer is copied at once."""
+        return self._send(buf, dest, tag, _MESSAGE)
+
+    def Irecv(self, buf: Buffer, source: int = ANY, tag: int = ANY) -> Request:  # noqa: N802
+        """Begin to receive into a buffer at least as long as the message."""
+        return self._receive(buf, source, tag, _MESSAGE)
+
+    def Iprobe(self, source: int = ANY, tag: int = ANY) -> bool:  # noqa: N802
+        """Whether a message is there to be received."""
         self._check()
+        wanted = Posted(source, tag, _MESSAGE, np.empty(0), Request(self._check))
         with self._group.lock:
-            box = self._group.mail.setdefault((self._rank, dest, tag), deque())
-            box.append(np.array(buf, copy=True))
-        return Request(lambda: True)
-
-    def Irecv(self, buf: Buffer, source: int, tag: int = 0) -> Request:  # noqa: N802
-        """Begin to receive into the buffer, which must have the size of the message."""
-
-        def test() -> bool:
-            self._check()
-            with self._group.lock:
-                box = self._group.mail.get((source, self._rank, tag))
-                if not box:
-                    return False
-                message = box.popleft()
-            if message.nbytes != buf.nbytes:
-                raise ValueError(
-                    f"rank {self._rank} expected {buf.nbytes} bytes from rank {source}, "
-                    f"got {message.nbytes}"
-                )
-            buf.reshape(-1).view(np.uint8)[...] = message.reshape(-1).view(np.uint8)
-            return True
-
-        return Request(test)
+            return any(wanted.fits(sent) for sent in self._group.sent[self._rank])
 
     def Sendrecv(  # noqa: N802 - mpi4py's name
         self,
@@ -102,8 +143,8 @@ class SimulatedMPI:
         dest: int,
         sendtag: int = 0,
         recvbuf: Buffer | None = None,
-        source: int = 0,
-        recvtag: int = 0,
+        source: int = ANY,
+        recvtag: int = ANY,
     ) -> None:
         """Send one buffer and receive another."""
         if recvbuf is None:
@@ -114,13 +155,14 @@ class SimulatedMPI:
 
     def Allgather(self, sendbuf: Buffer, recvbuf: Buffer) -> None:  # noqa: N802
         """Every rank's buffer, one after the other, on all ranks."""
-        self._collective += 1
-        tag = -self._collective
-        for rank in range(self._group.size):
-            self.Isend(sendbuf, rank, tag)
         parts = recvbuf.reshape(self._group.size, -1)
+        requests = [
+            self._receive(parts[rank], rank, 0, _COLLECTIVE) for rank in range(self._group.size)
+        ]
         for rank in range(self._group.size):
-            self.Irecv(parts[rank], rank, tag).Wait()
+            self._send(sendbuf, rank, 0, _COLLECTIVE)
+        for request in requests:
+            request.Wait()
 
     def Allreduce(self, sendbuf: Buffer, recvbuf: Buffer) -> None:  # noqa: N802
         """The sum of all ranks' buffers, added up in their order, on all ranks."""
@@ -134,8 +176,38 @@ class SimulatedMPI:
 
     def Abort(self, errorcode: int = 1) -> None:  # noqa: N802 - mpi4py's name
         """End all ranks."""
-        self._group.aborted = f"rank {self._rank} aborted the group with code {errorcode}"
+        if self._group.aborted is None:
+            self._group.aborted = f"rank {self._rank} aborted the group with code {errorcode}"
         self._check()
+
+    def _send(self, buf: Buffer, dest: int, tag: int, context: int) -> Request:
+        self._check()
+        sent = Sent(self._rank, tag, context, np.array(buf, copy=True))
+        with self._group.lock:
+            posted = self._group.posted[dest]
+            for number, receive in enumerate(posted):
+                if receive.fits(sent):
+                    posted.pop(number).fill(sent.data)
+                    break
+            else:
+                self._group.sent[dest].append(sent)
+        request = Request(self._check)
+        request.done = True
+        return request
+
+    def _receive(self, buf: Buffer, source: int, tag: int, context: int) -> Request:
+        self._check()
+        request = Request(self._check)
+        receive = Posted(source, tag, context, buf, request)
+        with self._group.lock:
+            waiting = self._group.sent[self._rank]
+            for number, sent in enumerate(waiting):
+                if receive.fits(sent):
+                    receive.fill(waiting.pop(number).data)
+                    break
+            else:
+                self._group.posted[self._rank].append(receive)
+        return request
 
     def _check(self) -> None:
         if self._group.aborted is not None:
@@ -146,29 +218,34 @@ def simulate(world_size: int, program: Callable[[SimulatedMPI], T]) -> list[T]:
     """What `program(mpi)` returns on each of `world_size` ranks, run side by side.
 
     Raises ValueError unless there is at least one rank, and else the first error of a rank; the
-    other ranks are ended by it.
+    other ranks are ended by it at their next communication, and one that never comes there is
+    left behind.
     """
     if world_size < 1:
         raise ValueError(f"world_size must be at least 1, got {world_size}")
     group = Group(world_size)
-    results: list[Any] = [None for _ in range(world_size)]
-    errors: list[tuple[int, BaseException]] = []
+    results: dict[int, T] = {}
+    errors: list[BaseException] = []
 
     def run(rank: int) -> None:
         try:
             results[rank] = program(SimulatedMPI(group, rank))
         except BaseException as error:
             with group.lock:
-                errors.append((rank, error))
+                errors.append(error)
                 if group.aborted is None:
                     group.aborted = f"rank {rank} failed: {type(error).__name__}: {error}"
 
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(world_size)]
+    threads = [
+        threading.Thread(target=run, args=(rank,), daemon=True) for rank in range(world_size)
+    ]
     for thread in threads:
         thread.start()
+    while any(thread.is_alive() for thread in threads) and not errors:
+        time.sleep(_POLL)
+    end = time.monotonic() + _GRACE
     for thread in threads:
-        thread.join()
-    causes = [error for _, error in errors if not isinstance(error, AbortedError)]
+        thread.join(max(0.0, end - time.monotonic()) if errors else None)
     if errors:
-        raise (causes or [error for _, error in errors])[0]
-    return results
+        raise next((e for e in errors if not isinstance(e, AbortedError)), errors[0])
+    return [results[rank] for rank in range(world_size)]

@@ -1,56 +1,82 @@
-"""What the rings send, counted, is what docs/ring.md says they send."""
+"""What the rings send, counted, is what the formulas of docs/ring.md say."""
 
 import numpy as np
 import pytest
 
 import siglip_ref as sr
+from backends import NUMPY, library
 from siglip_mpi import Counted, communicator, simulate
+from siglip_mpi.count import main
+from siglip_mpi.traffic import FORMULAS, Traffic
 
-D = 5
-
-
-def sigmoid_bytes(world_size, m, element):
-    """Texts go W - 1 hops, and their gradients, in at least float32, W."""
-    return (world_size - 1) * m * D * element + world_size * m * D * max(element, 4)
+D, N, M = 5, 2, 3
 
 
-def softmax_bytes(world_size, m, element):
-    """The texts twice, four sums for each of them in two rotations, and the gradients."""
-    wide = max(element, 4)
-    texts, lines = m * D * element, 4 * m * wide
-    first = (world_size - 1) * texts + world_size * lines
-    second = (world_size - 1) * (texts + lines) + world_size * m * D * wide
-    return first + second
+def sigmoid_ring(zimg, ztxt, comm, asarray):
+    sr.ring.sigmoid_loss(zimg, ztxt, asarray(1.5), asarray(-2.0), comm, tile=2)
 
 
-def counts_of(loss, world_size, m, dtype):
-    rng = np.random.default_rng(0)
-    z = rng.standard_normal((2, world_size, m, D))
-    z = (z / np.linalg.norm(z, axis=-1, keepdims=True)).astype(dtype)
+def softmax_ring(zimg, ztxt, comm, asarray):
+    sr.ring.softmax_loss(zimg, ztxt, asarray(1.5), comm, tile=2)
+
+
+def allgather_softmax(zimg, ztxt, comm, asarray):
+    sr.ring.allgather_softmax_loss(zimg, ztxt, asarray(1.5), comm)
+
+
+LOSSES = {loss.__name__: loss for loss in (sigmoid_ring, softmax_ring, allgather_softmax)}
+
+
+def counts_of(loss, world_size, dtype, asarray=np.asarray):
+    z = np.random.default_rng(0).standard_normal((world_size, N + M, D)) / np.sqrt(D)
 
     def program(mpi):
         comm = Counted(communicator(mpi, timeout=20))
-        scalars = [np.asarray(x, dtype=np.float32) for x in (1.5, -2.0)]
-        if loss is sr.ring.softmax_loss:
-            scalars = scalars[:1]
-        loss(z[0, comm.rank], z[1, comm.rank], *scalars, comm)
-        return comm.messages, comm.num_bytes, comm.sums
+        zimg, ztxt = (asarray(x.astype(dtype)) for x in np.split(z[comm.rank], [N]))
+        loss(zimg, ztxt, comm, lambda x: asarray(np.asarray(x, dtype=np.float32)))
+        return Traffic(comm.messages, comm.num_bytes, comm.summed)
 
     return simulate(world_size, program)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float16])
-@pytest.mark.parametrize("world_size", [1, 2, 3, 5, 8])
-def test_the_sigmoid_ring_sends_one_rotation_of_texts_and_gradients(world_size, dtype):
-    expected = sigmoid_bytes(world_size, 3, np.dtype(dtype).itemsize)
-    for messages, num_bytes, sums in counts_of(sr.ring.sigmoid_loss, world_size, 3, dtype):
-        assert (messages, num_bytes, sums) == (2 * world_size - 1, expected, 3)
+def test_every_loss_on_a_ring_has_a_formula():
+    assert LOSSES.keys() == FORMULAS.keys()
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5, 8])
-def test_the_softmax_ring_sends_two(world_size, dtype):
-    expected = softmax_bytes(world_size, 3, np.dtype(dtype).itemsize)
-    messages = (world_size - 1) + 4 * world_size + 5 * (world_size - 1) + world_size
-    for found in counts_of(sr.ring.softmax_loss, world_size, 3, dtype):
-        assert found == (messages, expected, 2)
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_rank_sends_what_the_formula_says(name, world_size, dtype):
+    expected = FORMULAS[name](world_size, N, M, D, np.dtype(dtype).itemsize)
+    assert counts_of(LOSSES[name], world_size, dtype) == [expected] * world_size
+
+
+@pytest.mark.parametrize("name", ["torch", "array_api_strict"])
+def test_arrays_of_other_libraries_are_counted_alike(name):
+    asarray = library(name).asarray
+    expected = FORMULAS["sigmoid_ring"](2, N, M, D, 4)
+    assert counts_of(sigmoid_ring, 2, np.float32, asarray) == [expected] * 2
+
+
+def test_the_counts_are_said_in_words():
+    comm = Counted(simulate(1, communicator)[0])
+    comm.sum(NUMPY.asarray([1.0, 2.0]))
+    assert (
+        str(comm) == "rank 0 of 1: 0 messages of 0 bytes sent on, 2 numbers summed over the ranks"
+    )
+
+
+def test_the_command_counts_a_run_and_shows_the_formula_beside_it(capsys):
+    main(["--world-size", "3", "--pairs", "4", "--width", "8", "--dtype", "float16"])
+    rows = {line.split("|")[1].strip(): line for line in capsys.readouterr().out.splitlines()}
+    for name, formula in FORMULAS.items():
+        messages, num_bytes, summed = formula(3, 4, 4, 8, 2)
+        cells = [cell.strip() for cell in rows[name].split("|")[2:-1]]
+        assert cells == [f"{messages:,}", f"{num_bytes:,}", f"{num_bytes:,}", str(summed)]
+
+
+@pytest.mark.parametrize("option", ["--world-size", "--pairs", "--width"])
+def test_the_command_wants_numbers_above_0(option, capsys):
+    with pytest.raises(SystemExit):
+        main([option, "0"])
+    assert f"{option}: must be at least 1, got 0" in capsys.readouterr().err
