@@ -9,17 +9,24 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
 from numpy.typing import NDArray
 
+from siglip_ref.losses import TiledSigmoidLoss, tiled_sigmoid_loss
 from siglip_ref.types import Array, Map
 
 Fn = TypeVar("Fn", bound=Callable[..., Any])
 
 
 class Backend(Protocol):
-    """An array library on one device."""
+    """An array library on one device.
+
+    sigmoid_loss
+        The core's `tiled_sigmoid_loss`, or a faster form of it for this library.
+    """
 
     name: str
+    sigmoid_loss: TiledSigmoidLoss
 
     def asarray(self, x: NDArray[Any]) -> Array:
         """The array on the backend's device."""
@@ -44,14 +51,15 @@ class NumpyBackend:
     """NumPy on the host, one microbatch after the other."""
 
     name = "numpy"
+    sigmoid_loss: TiledSigmoidLoss = staticmethod(tiled_sigmoid_loss)
 
     def asarray(self, x: NDArray[Any]) -> NDArray[Any]:
         """`x` itself."""
         return x
 
-    def to_numpy(self, x: NDArray[Any]) -> NDArray[Any]:
-        """`x` itself."""
-        return x
+    def to_numpy(self, x: Array) -> NDArray[Any]:
+        """`x` itself, or the 0-d array of a NumPy scalar."""
+        return np.asarray(x)
 
     def compile(self, fn: Fn) -> Fn:
         """`fn` itself: NumPy has no compiler."""

@@ -6,6 +6,8 @@ from typing import Literal, NamedTuple
 
 from array_api_compat import array_namespace
 
+from siglip_ref import ring
+from siglip_ref.communicator import Communicator
 from siglip_ref.config import SiglipConfig
 from siglip_ref.encoders import (
     image_bwd,
@@ -19,6 +21,7 @@ from siglip_ref.encoders.image import ImageResiduals
 from siglip_ref.encoders.text import TextResiduals
 from siglip_ref.losses import (
     Pairs,
+    TiledSigmoidLoss,
     diagonal,
     sigmoid_loss_bwd,
     sigmoid_loss_fwd,
@@ -29,6 +32,7 @@ from siglip_ref.losses import (
 )
 from siglip_ref.losses.blocks import tiles
 from siglip_ref.params import check_params
+from siglip_ref.precision import at_least_float32, cast_like
 from siglip_ref.primitives import l2_normalize_bwd, l2_normalize_fwd
 from siglip_ref.primitives.l2_normalize import L2NormalizeResiduals
 from siglip_ref.tree import tree_map
@@ -143,6 +147,9 @@ def loss_and_grads(
     microbatch: int | None = None,
     remat: Remat = "nothing",
     parallel_map: Map = map,
+    block_loss: TiledSigmoidLoss = tiled_sigmoid_loss,
+    comm: Communicator | None = None,
+    dloss: Float[Array, ""] | None = None,
 ) -> tuple[Float[Array, ""], Tree]:
     """The loss of a batch and its gradients, a tree like `params`.
 
@@ -160,6 +167,15 @@ def loss_and_grads(
         the same to the last bit.
     parallel_map
         How the microbatches are mapped over; a thread pool's `map` runs them side by side.
+    block_loss
+        What works on the tiles of the sigmoid loss, here or on each device of a ring.
+    comm
+        A ring of devices, each with the same parameters and a shard of the batch. The loss and
+        the gradients are those of the global batch, the same on all devices; `pairs` gets global
+        indices, and a `tile` of None stands for 1024.
+    dloss
+        Cotangent of the loss, by which all gradients are multiplied; None stands for 1. A large
+        one keeps the gradients of float16 towers above underflow.
 
     The softmax loss has no bias, so its gradient for b is 0.
 
@@ -193,7 +209,18 @@ def loss_and_grads(
         xp.concat([z for part, (z, _) in zip(parts, embedded, strict=True) if part.tower == tower])
         for tower in ("img", "txt")
     )
-    value, dzimg, dztxt, scalars = _loss_on_embeddings(loss, zimg, ztxt, params, pairs, tile)
+    if dloss is None:
+        value, dzimg, dztxt, scalars = _loss_on_embeddings(
+            loss, zimg, ztxt, params, pairs, tile, block_loss, comm
+        )
+    else:
+        # Multiplied before it is rounded to 16 bits, since after that what is lost is lost.
+        wide = at_least_float32(zimg), at_least_float32(ztxt)
+        value, dzimg, dztxt, scalars = _loss_on_embeddings(
+            loss, *wide, params, pairs, tile, block_loss, comm
+        )
+        dzimg, dztxt = cast_like(dloss * dzimg, zimg), cast_like(dloss * dztxt, ztxt)
+        scalars = tree_map(lambda g: cast_like(dloss * g, g), scalars)
 
     def backward(number: int) -> tuple[str, Tree]:
         part, res = parts[number], embedded[number][1]
@@ -206,6 +233,8 @@ def loss_and_grads(
     grads: dict[str, Tree] = {}
     for tower, dparams in parallel_map(backward, range(len(parts))):
         grads[tower] = tree_map(add, grads[tower], dparams) if tower in grads else dparams
+    if comm is not None:
+        grads = ring.sum_gradients(grads, comm)
     return value, {**grads, **scalars}
 
 
@@ -237,25 +266,34 @@ def _loss_on_embeddings(
     params: Tree,
     pairs: Pairs,
     tile: int | None,
+    block_loss: TiledSigmoidLoss,
+    comm: Communicator | None,
 ) -> tuple[Float[Array, ""], Float[Array, "n d"], Float[Array, "m d"], dict[str, Array]]:
     """The loss, the gradients of the embeddings, and those of t' and b by name."""
     xp = array_namespace(zimg, ztxt)
     t_prime, b = params["t_prime"], params["b"]
+    size = 1024 if tile is None else tile
     if loss == "sigmoid":
-        if tile is None:
-            value, sigmoid_res = sigmoid_loss_fwd(zimg, ztxt, t_prime, b, pairs=pairs)
-            cotangents = sigmoid_loss_bwd(sigmoid_res, xp.ones_like(value))
+        embeddings = zimg, ztxt, t_prime, b
+        if comm is not None:
+            value, cotangents = ring.sigmoid_loss(
+                *embeddings, comm, tile=size, pairs=pairs, block_loss=block_loss
+            )
+        elif tile is not None:
+            value, cotangents = block_loss(*embeddings, tile=size, pairs=pairs)
         else:
-            value, cotangents = tiled_sigmoid_loss(zimg, ztxt, t_prime, b, tile=tile, pairs=pairs)
+            value, sigmoid_res = sigmoid_loss_fwd(*embeddings, pairs=pairs)
+            cotangents = sigmoid_loss_bwd(sigmoid_res, xp.ones_like(value))
         dzimg, dztxt, dt_prime, db = cotangents
     elif loss == "softmax":
-        if tile is None:
-            value, softmax_res = softmax_loss_fwd(zimg, ztxt, t_prime, pairs=pairs)
-            dzimg, dztxt, dt_prime = softmax_loss_bwd(softmax_res, xp.ones_like(value))
+        if comm is not None:
+            value, grads = ring.softmax_loss(zimg, ztxt, t_prime, comm, tile=size, pairs=pairs)
+        elif tile is not None:
+            value, grads = tiled_softmax_loss(zimg, ztxt, t_prime, tile=size, pairs=pairs)
         else:
-            value, (dzimg, dztxt, dt_prime) = tiled_softmax_loss(
-                zimg, ztxt, t_prime, tile=tile, pairs=pairs
-            )
+            value, softmax_res = softmax_loss_fwd(zimg, ztxt, t_prime, pairs=pairs)
+            grads = softmax_loss_bwd(softmax_res, xp.ones_like(value))
+        dzimg, dztxt, dt_prime = grads
         db = xp.zeros_like(b)
     else:
         raise ValueError(f"loss must be sigmoid or softmax, got {loss!r}")

@@ -1,6 +1,8 @@
-"""How tests compare float64 arrays with the oracle's exact numbers."""
+"""How tests compare float64 arrays with the oracle's exact numbers, and gradients with each other."""
 
 import numpy as np
+
+from siglip_ref.tree import flatten
 
 VANISHING = 1e-30
 """Far below any float64 rounding error here, far above the oracle's."""
@@ -50,3 +52,29 @@ def _assert_bounded(got, wanted, bound, path):
 
 def _float64(want):
     return np.asarray(want, dtype=np.float64)
+
+
+def assert_same_gradients(got, want, tolerance):
+    """Leaf by leaf to `tolerance` of the leaf's largest element.
+
+    Gradients that are 0 in theory, those of the key biases and of b under the softmax, have no
+    size of their own: they are held to the largest gradient of all.
+    """
+    got, want = flatten(got), flatten(want)
+    assert got.keys() == want.keys()
+    largest = max(np.max(np.abs(gradient)) for gradient in want.values())
+    for path, wanted in want.items():
+        assert got[path].shape == wanted.shape, path
+        size = np.max(np.abs(wanted))
+        scale = largest if path.endswith("key/bias") or size < 1e-12 * largest else size
+        error = np.max(np.abs(got[path] - wanted)) / scale
+        assert error <= tolerance, f"{path}: off by {error:.3g}"
+
+
+def assert_same_bits(got, want):
+    """Loss and gradients agree in every bit."""
+    assert got[0] == want[0]
+    gradients, wanted = flatten(got[1]), flatten(want[1])
+    assert gradients.keys() == wanted.keys()
+    for path, gradient in gradients.items():
+        np.testing.assert_array_equal(gradient, wanted[path], err_msg=path)

@@ -4,6 +4,7 @@ from siglip_mpi.communicator import MpiCommunicator, communicator
 from siglip_mpi.counted import Counted
 from siglip_mpi.faults import RingError
 from siglip_mpi.simulated import AbortedError, SimulatedMPI, simulate
+from siglip_mpi.world import world
 
 __all__ = [
     "AbortedError",
@@ -13,4 +14,5 @@ __all__ = [
     "SimulatedMPI",
     "communicator",
     "simulate",
+    "world",
 ]

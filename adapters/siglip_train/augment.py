@@ -69,11 +69,19 @@ class Augmentation:
 
 
 def augment_batch(
-    images: Pixels, size: int, rng: np.random.Generator, settings: Augmentation
+    images: Pixels,
+    size: int,
+    rng: np.random.Generator,
+    settings: Augmentation,
+    *,
+    first: int = 0,
+    total: int | None = None,
 ) -> Pixels:
     """Images (n, side, side, 3) to changed images (n, size, size, 3).
 
-    The generator gives 15 numbers an image, all at the start, whatever the settings are. Sampling
+    The generator gives 15 numbers an image, all at the start, whatever the settings are. The images
+    may be those from `first` on in a batch of `total`, and are changed as they would be there.
+    Sampling
     is bilinear, after a mean over k x k pixels with k = round(side / size), at most 16, against
     aliasing. What a window shows beyond the image has the median colour of the image's border.
 
@@ -85,7 +93,8 @@ def augment_batch(
         raise TypeError(f"images must be of type uint8, got {images.dtype}")
     if size < 1:
         raise ValueError(f"size must be at least 1, got {size}")
-    affine, colour, background = np.split(rng.random((len(images), 15)).T, (6, 11))
+    draws = rng.random((len(images) if total is None else total, 15))[first : first + len(images)]
+    affine, colour, background = np.split(draws.T, (6, 11))
     border = _border_colours(images)
     changed = _transformed(
         images, _affine_maps(affine, images.shape[1], size, settings), border, size

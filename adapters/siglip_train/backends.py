@@ -1,15 +1,27 @@
-"""The backends that are installed, by name."""
+"""The backends and the communicators that are installed, by name."""
 
+import os
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import entry_points
+from typing import Any
 
 from siglip_ref.backend import Backend
+from siglip_ref.communicator import Communicator
 
-GROUP = "siglip_ref.backends"
+BACKENDS = "siglip_ref.backends"
+COMMUNICATORS = "siglip_ref.communicators"
+
+_MARKS = {
+    "mpi": ("PMI_SIZE", "PMIX_RANK", "OMPI_COMM_WORLD_SIZE"),
+    "torch": ("TORCHELASTIC_RUN_ID",),
+}
+"""Environment variables that a launcher sets for the processes it starts."""
 
 
 def backend_names() -> list[str]:
     """Names of the backends that packages announce under the entry point group."""
-    return sorted(point.name for point in entry_points(group=GROUP))
+    return sorted(point.name for point in entry_points(group=BACKENDS))
 
 
 def find_backend(name: str) -> Backend:
@@ -17,11 +29,41 @@ def find_backend(name: str) -> Backend:
 
     Raises ValueError if there is none, or if it cannot be loaded here, with the reason.
     """
-    found = {point.name: point for point in entry_points(group=GROUP)}
-    if name not in found:
-        raise ValueError(f"backend must be one of {', '.join(sorted(found))}, got {name!r}")
-    try:
-        backend: Backend = found[name].load()()
-    except Exception as error:
-        raise ValueError(f"backend {name} cannot be used here: {error}") from error
+    backend: Backend = _found("backend", BACKENDS, name)()
     return backend
+
+
+def find_communicator(
+    name: str, timeout: float, environ: Mapping[str, str] = os.environ
+) -> AbstractContextManager[Communicator | None]:
+    """The group that this process is in, to be entered; None inside if it is alone.
+
+    `auto` stands for `mpi` under mpiexec, `torch` under torchrun, and else `none`.
+
+    Raises ValueError if there is none of this name, or if it cannot be used here.
+    """
+    if name == "auto":
+        started_by = (known for known, marks in _MARKS.items() if any(m in environ for m in marks))
+        name = next(started_by, "none")
+    if name == "none":
+        return nullcontext()
+    world: AbstractContextManager[Communicator] = _found(
+        "communicator", COMMUNICATORS, name, "auto", "none"
+    )(timeout=timeout)
+    return world
+
+
+def _found(kind: str, group: str, name: str, *more: str) -> Any:
+    """What the entry point of a name makes, with every error of it turned into a ValueError."""
+    found = {point.name: point for point in entry_points(group=group)}
+    if name not in found:
+        known = ", ".join(sorted({*found, *more}))
+        raise ValueError(f"{kind} must be one of {known}, got {name!r}")
+
+    def make(**arguments: Any) -> Any:
+        try:
+            return found[name].load()(**arguments)
+        except Exception as error:
+            raise ValueError(f"{kind} {name} cannot be used here: {error}") from error
+
+    return make

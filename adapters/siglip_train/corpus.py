@@ -38,9 +38,13 @@ def open_tokenizer(settings: Settings) -> Tokenizer:
 
 
 def open_training(
-    settings: Settings, config: sr.SiglipConfig, tokenizer: Tokenizer, skips: Skips
+    settings: Settings,
+    config: sr.SiglipConfig,
+    tokenizer: Tokenizer,
+    skips: Skips,
+    rows: slice = slice(None),
 ) -> BatchLoader:
-    """The stream of training batches.
+    """The stream of training batches, or of these rows of them.
 
     Raises DataError if a source cannot be used, or has no image and caption in common.
     """
@@ -57,6 +61,7 @@ def open_training(
         seed=settings.seed,
         workers=settings.workers,
         strict=settings.strict,
+        rows=rows,
     )
 
 

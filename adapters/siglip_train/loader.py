@@ -62,8 +62,13 @@ class BatchLoader:
     and decoded once.
 
     Randomness. `Generator(PCG64(SeedSequence(seed, spawn_key=(epoch, number))))` draws, in this
-    order, the replacements, the captions and the augmentation of a batch. (A spawn key, because
-    entropy [seed, epoch] and [seed, epoch, 0] are one and the same.)
+    order, the captions and the augmentation of a batch, and the first that it spawns draws the
+    replacements. (A spawn key, because entropy [seed, epoch] and [seed, epoch, 0] are one and the
+    same.)
+
+    Devices. With `rows` only these rows of each batch are read, and they are what they would be in
+    the whole batch. (But in a batch with an unreadable image each device replaces its own ones,
+    and does not hear of the others'.)
 
     `workers` threads prepare as many batches ahead; 0 prepares each when it is asked for.
 
@@ -86,6 +91,7 @@ class BatchLoader:
         workers: int = 1,
         strict: bool = False,
         cache_bytes: int = 2**30,
+        rows: slice = slice(None),
     ) -> None:
         if batch_size < 1 or workers < 0:
             raise ValueError(
@@ -108,6 +114,7 @@ class BatchLoader:
         self._seed = seed
         self._workers = workers
         self._strict = strict
+        self._rows = range(batch_size)[rows]
         self._images = _Images(
             dataset, image_size if augmentation is None else storage_size, cache_bytes
         )
@@ -155,31 +162,41 @@ class BatchLoader:
     def _load(self, epoch: int, number: int, chosen: Ints) -> _Loaded:
         sequence = np.random.SeedSequence(self._seed, spawn_key=(epoch, number))
         rng = np.random.default_rng(sequence)
-        stored, chosen, failures = self._read(chosen, rng)
+        stored, chosen, failures = self._read(chosen, rng.spawn(1)[0])
         indices = self._samples[chosen]
         captions = [
             draw_caption(self._dataset.metadata(int(index)), self._templates, rng)
             for index in indices
         ]
+        here = slice(self._rows.start, self._rows.stop)
         if self._augmentation is not None:
-            stored = augment_batch(stored, self._image_size, rng, self._augmentation)
-        batch = Batch(normalize(stored), self._tokenizer.encode(captions), indices)
+            stored = augment_batch(
+                stored,
+                self._image_size,
+                rng,
+                self._augmentation,
+                first=here.start,
+                total=self._batch_size,
+            )
+        batch = Batch(normalize(stored), self._tokenizer.encode(captions[here]), indices[here])
         return _Loaded(epoch, number, batch, failures)
 
     def _read(
         self, chosen: Ints, rng: np.random.Generator
     ) -> tuple[npt.NDArray[np.uint8], Ints, list[_Failure]]:
-        """The stored images of the places `chosen` among the usable samples, with replacements."""
+        """The stored images of our rows of the places `chosen` among the usable samples, and all
+        places, with replacements.
+        """
         chosen = chosen.copy()
         size = self._images.size
-        stored = np.empty((chosen.size, size, size, 3), np.uint8)
+        stored = np.empty((len(self._rows), size, size, 3), np.uint8)
         failed: dict[int, _Failure] = {}
-        for slot in range(chosen.size):
+        for image, slot in zip(stored, self._rows, strict=True):
             while True:
                 place = int(chosen[slot])
                 index = int(self._samples[place])
                 try:
-                    stored[slot] = self._images.read(index)
+                    image[...] = self._images.read(index)
                     break
                 except (SampleError, ImageError) as error:
                     failed[place] = _Failure(index, str(error))

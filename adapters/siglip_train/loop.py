@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple, TextIO
@@ -16,11 +16,13 @@ from tqdm import tqdm
 
 import siglip_ref as sr
 from siglip_ref.backend import Backend
-from siglip_ref.types import Map, Tree
+from siglip_ref.communicator import Communicator
+from siglip_ref.tree import tree_map
+from siglip_ref.types import Tree
 from siglip_train.checkpoints import keep_newest, save_checkpoint, step_path
 from siglip_train.loader import BatchLoader
-from siglip_train.optimizer import Optimizer, make_optimizer
 from siglip_train.settings import Settings
+from siglip_train.step import TrainState, make_step
 
 Evaluate = Callable[[Tree], dict[str, float]]
 """Parameters to metrics."""
@@ -30,32 +32,11 @@ class TrainingError(RuntimeError):
     """The run cannot go on; what it has reached is in its last checkpoint."""
 
 
-class TrainState(NamedTuple):
-    """All that changes during a run: with it and the settings, the rest of the run is determined.
-
-    `step` counts the optimizer steps done; `epoch` and `batch` say which batch comes next.
-    """
-
-    params: Tree
-    optimizer: Tree
-    ema: Tree
-    step: int
-    epoch: int
-    batch: int
-
-
 class RunResult(NamedTuple):
     """How a run ended: its last state, and whether it was stopped before its last step."""
 
     state: TrainState
     stopped: bool
-
-
-def initial_state(params: Tree, settings: Settings) -> TrainState:
-    """The state before the first step."""
-    optimizer = make_optimizer(settings)
-    ema = params if settings.ema else {}
-    return TrainState(params, optimizer.init(params), ema, step=0, epoch=0, batch=0)
 
 
 def train(
@@ -66,19 +47,25 @@ def train(
     evaluate: Evaluate,
     folder: Path,
     backend: Backend,
+    comm: Communicator | None = None,
 ) -> RunResult:
     """Run from `state` to the last step, writing metrics and checkpoints into `folder`.
+
+    In a group of devices every one runs this with a loader of its rows; the first of them
+    evaluates and writes.
 
     Ctrl-C, or a termination signal, ends the run after the step in work, with a checkpoint. A
     second one ends it at once.
 
-    Raises TrainingError if the loss is not finite; the last checkpoint stays as it is.
+    Raises TrainingError if the loss or the gradient is not finite; the last checkpoint stays as it
+    is.
     """
-    optimizer = make_optimizer(settings)
+    first = is_first(comm)
+    state = on_device(state, backend)
     with (
         backend.parallel_map() as parallel_map,
-        stop_on_signals() as stop,
-        MetricsFile(folder / "metrics.jsonl", state.step) as log,
+        stop_on_signals(quiet=not first) as asked_to_stop,
+        MetricsFile(folder / "metrics.jsonl", state.step) if first else nullcontext() as log,
         tqdm(
             total=settings.steps,
             initial=state.step,
@@ -86,26 +73,19 @@ def train(
             dynamic_ncols=True,
             mininterval=0.5 if sys.stderr.isatty() else 15,
             smoothing=0.05,
+            disable=not first,
         ) as bar,
     ):
-        step = make_step(settings, config, optimizer, parallel_map)
+        step = make_step(settings, config, backend, comm, parallel_map)
         batches = loader.batches(state.epoch, state.batch)
-        while state.step < settings.steps and not stop():
+        while state.step < settings.steps and not any_device(asked_to_stop(), comm):
             start = time.perf_counter()
             epoch, number, batch = next(batches)
-            params, optimizer_state, record = step(
+            state, record = step(
                 state, backend.asarray(batch.images), backend.asarray(batch.tokens)
             )
-            if not math.isfinite(record["loss"]):
-                raise TrainingError(
-                    f"the loss is {record['loss']} at step {state.step + 1}; the last checkpoint "
-                    f"in {folder} is from before it. A lower learning_rate (now "
-                    f"{settings.learning_rate}) or a longer warmup (now {settings.warmup}) may help"
-                )
-            ema = state.ema
-            if settings.ema:
-                ema = sr.optim.ema_update(ema, params, settings.ema)
-            state = TrainState(params, optimizer_state, ema, state.step + 1, epoch, number + 1)
+            check_finite(state.step, record, settings, folder)
+            state = state._replace(epoch=epoch, batch=number + 1)
             record["examples_per_second"] = settings.batch_size / (time.perf_counter() - start)
             bar.set_postfix_str(
                 f"loss {record['loss']:.3f}, t {record['t']:.2f}, b {record['b']:.2f}, "
@@ -113,6 +93,8 @@ def train(
                 refresh=False,
             )
             bar.update()
+            if log is None:
+                continue
             if due(state.step, settings.eval_every, settings.steps) and (
                 metrics := evaluate(evaluated_params(state))
             ):
@@ -120,47 +102,53 @@ def train(
                 bar.write(summary(state.step, metrics), file=sys.stderr)
             log.write({"step": state.step, **record})
             if due(state.step, settings.checkpoint_every, settings.steps):
-                save_state(folder, state, settings)
+                save_state(folder, state, settings, backend)
         stopped = state.step < settings.steps
-        if stopped:
-            save_state(folder, state, settings)
+        if stopped and first:
+            save_state(folder, state, settings, backend)
         batches.close()
     return RunResult(state, stopped)
 
 
-def make_step(
-    settings: Settings, config: sr.SiglipConfig, optimizer: Optimizer, parallel_map: Map
-) -> Callable[..., tuple[Tree, Tree, dict[str, Any]]]:
-    """One step as a function of the state and a batch to the parameters, their optimizer's state
-    and the record of the step.
-    """
+def is_first(comm: Communicator | None) -> bool:
+    """Whether this is the device that prints and writes."""
+    return comm is None or comm.rank == 0
 
-    def step(state: TrainState, images: Any, tokens: Any) -> tuple[Tree, Tree, dict[str, Any]]:
-        loss, grads = sr.loss_and_grads(
-            state.params,
-            images,
-            tokens,
-            config,
-            settings.loss,
-            tile=settings.tile or None,
-            microbatch=settings.microbatch or None,
-            remat=settings.remat,
-            parallel_map=parallel_map,
-        )
-        grads, norm = sr.optim.clip_by_global_norm(grads, settings.clip_norm or math.inf)
-        params, optimizer_state, factor = optimizer.update(
-            grads, state.optimizer, state.params, state.step, parallel_map
-        )
-        record = {
-            "loss": float(loss),
-            "t": math.exp(float(state.params["t_prime"])),
-            "b": float(state.params["b"]),
-            "gradient_norm": float(norm),
-            "schedule": factor,
-        }
-        return params, optimizer_state, record
 
-    return step
+def any_device(holds: bool, comm: Communicator | None) -> bool:
+    """Whether it holds on any device of the group; the same answer on all."""
+    return holds if comm is None else any(value for (value,) in comm.gather((int(holds),)))
+
+
+def check_finite(step: int, record: dict[str, Any], settings: Settings, folder: Path) -> None:
+    """Raise TrainingError if the step went wrong, unless it was left out for that."""
+    for name in ("loss", "gradient_norm"):
+        if not math.isfinite(record[name]) and not (name != "loss" and "skipped" in record):
+            raise TrainingError(
+                f"the {name.replace('_', ' ')} is {record[name]} at step {step}; the last "
+                f"checkpoint in {folder} is from before it. A lower learning_rate (now "
+                f"{settings.learning_rate}) or a longer warmup (now {settings.warmup}) may help"
+            )
+
+
+def on_device(state: TrainState, backend: Backend) -> TrainState:
+    """The state with its arrays on the device of a backend."""
+    return _moved(state, backend.asarray)
+
+
+def on_host(state: TrainState, backend: Backend) -> TrainState:
+    """The state with its arrays in the memory of the host, and its counts as numbers."""
+    state = _moved(state, backend.to_numpy)
+    counts = {name: int(leaf) for name, leaf in state.optimizer.items() if name == "step"}
+    return state._replace(optimizer=state.optimizer | counts)
+
+
+def _moved(state: TrainState, move: Callable[[Any], Any]) -> TrainState:
+    def leaf(x: Any) -> Any:
+        return x if isinstance(x, int) else move(x)
+
+    trees = {name: tree_map(leaf, getattr(state, name)) for name in ("params", "optimizer", "ema")}
+    return state._replace(**trees)
 
 
 def evaluated_params(state: TrainState) -> Tree:
@@ -183,13 +171,15 @@ def summary(step: int, metrics: dict[str, float]) -> str:
     return f"step {step}: R@5 {recalls}"
 
 
-def save_state(folder: Path, state: TrainState, settings: Settings) -> None:
+def save_state(folder: Path, state: TrainState, settings: Settings, backend: Backend) -> None:
     """Write the checkpoint of a state, and remove those no longer kept."""
+    state = on_host(state, backend)
     trees = {"params": state.params, "optimizer": state.optimizer, "ema": state.ema}
     metadata = {
         "step": state.step,
         "epoch": state.epoch,
         "batch": state.batch,
+        "loss_scale": list(state.loss_scale),
         "settings": settings.to_toml(),
     }
     save_checkpoint(step_path(folder, state.step), trees, metadata)
@@ -240,7 +230,7 @@ def _step_of(line: str) -> float:
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[Callable[[], bool]]:
+def stop_on_signals(*, quiet: bool = False) -> Iterator[Callable[[], bool]]:
     """Inside, the first SIGINT or SIGTERM only makes the yielded function answer True."""
     asked = False
 
@@ -248,10 +238,12 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
         nonlocal asked
         asked = True
         signal.signal(number, previous[signal.Signals(number)])
-        print(
-            f"\n{signal.Signals(number).name}: stopping after this step; once more to stop at once",
-            file=sys.stderr,
-        )
+        if not quiet:
+            print(
+                f"\n{signal.Signals(number).name}: stopping after this step; "
+                "once more to stop at once",
+                file=sys.stderr,
+            )
 
     previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

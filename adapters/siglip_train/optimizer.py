@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import siglip_ref as sr
+from siglip_ref.optim.leaves import Factor
 from siglip_ref.types import Map, Tree
 from siglip_train.settings import Settings
 
@@ -15,18 +16,15 @@ class Optimizer(NamedTuple):
     init: Callable[[Tree], Tree]
     """Parameters to the first state."""
 
-    update: Callable[[Tree, Tree, Tree, int, Map], tuple[Tree, Tree, float]]
-    """(grads, state, params, step, parallel_map) to (params, state, factor of the schedule)."""
+    update: Callable[[Tree, Tree, Tree, Factor], tuple[Tree, Tree]]
+    """(grads, state, params, factor of the schedule) to (params, state)."""
 
 
-def make_optimizer(settings: Settings) -> Optimizer:
-    """Adam, Adafactor or Lion with warmup and a schedule; frozen paths stay as they are."""
+def make_optimizer(settings: Settings, parallel_map: Map = map) -> Optimizer:
+    """Adam, Adafactor or Lion; frozen paths stay as they are."""
     state_type, init, rule = _rules(settings)
 
-    def update(
-        grads: Tree, state: Tree, params: Tree, step: int, parallel_map: Map
-    ) -> tuple[Tree, Tree, float]:
-        factor = schedule_factor(settings, step)
+    def update(grads: Tree, state: Tree, params: Tree, factor: Factor) -> tuple[Tree, Tree]:
         params, new_state = rule(
             grads,
             state_type(**state),
@@ -36,7 +34,7 @@ def make_optimizer(settings: Settings) -> Optimizer:
             schedule=lambda path: None if path.startswith(settings.freeze) else factor,
             parallel_map=parallel_map,
         )
-        return params, new_state._asdict(), factor
+        return params, new_state._asdict()
 
     return Optimizer(lambda params: init(params)._asdict(), update)
 

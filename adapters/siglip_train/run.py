@@ -1,13 +1,17 @@
 """A run from its settings to its report: what the command does."""
 
+import hashlib
 import math
 from pathlib import Path
 
 import numpy as np
 
 import siglip_ref as sr
+from siglip_ref.backend import NumpyBackend
+from siglip_ref.communicator import Communicator
+from siglip_ref.optim import LossScale
 from siglip_ref.types import Tree
-from siglip_train.backends import find_backend
+from siglip_train.backends import find_backend, find_communicator
 from siglip_train.checkpoints import (
     CheckpointError,
     load_checkpoint,
@@ -21,15 +25,16 @@ from siglip_train.corpus import open_tokenizer, open_training, read_validation
 from siglip_train.datasets import Skips
 from siglip_train.evaluation import Embedded, embed_task, format_table, make_tasks, task_metrics
 from siglip_train.loop import (
-    TrainState,
     evaluated_params,
-    initial_state,
+    is_first,
+    on_host,
     read_metrics,
     save_state,
     train,
 )
 from siglip_train.report import write_report
 from siglip_train.settings import Settings
+from siglip_train.step import TrainState, initial_state
 
 MOST_VALIDATION_PAIRS = 5000
 
@@ -40,26 +45,37 @@ def run(settings: Settings, folder: Path, *, resume: bool) -> bool:
     Raises ValueError for settings, data or checkpoints that cannot be used: before anything is
     written, except that a run that resumes has its folder already.
     """
+    with find_communicator(settings.communicator, settings.timeout) as comm:
+        return run_on(comm, settings, folder, resume=resume)
+
+
+def run_on(comm: Communicator | None, settings: Settings, folder: Path, *, resume: bool) -> bool:
+    """The part of a run that is this device's. The first one of a group prints and writes."""
     backend = find_backend(settings.backend)
     tokenizer = open_tokenizer(settings)
     config = settings.model_config(tokenizer.vocab_size)
     skips = Skips()
     state = resumed_state(folder) if resume else new_state(settings, config)
     sr.check_params(state.params, config)
-    pairs = read_validation(settings, config, skips, most=MOST_VALIDATION_PAIRS)
-    loader = open_training(settings, config, tokenizer, skips)
+    check_alike(settings, state, comm)
+    first = is_first(comm)
+    pairs = read_validation(settings, config, skips, most=MOST_VALIDATION_PAIRS) if first else []
+    loader = open_training(settings, config, tokenizer, skips, rows_of(settings.batch_size, comm))
     tasks = make_tasks(pairs)
 
-    if not resume:
-        claim(folder)
-    write_atomically(folder / "config.toml", settings.to_toml().encode())
-    if not resume:
-        save_state(folder, state, settings)
-    print(
-        f"{sr.num_params(config):,} parameters, {len(loader):,} training and {len(pairs):,} "
-        f"validation pairs, {settings.loss} loss, steps {state.step} to {settings.steps}, "
-        f"in {folder}"
-    )
+    if first:
+        if not resume:
+            claim(folder)
+        write_atomically(folder / "config.toml", settings.to_toml().encode())
+        if not resume:
+            save_state(folder, state, settings, NumpyBackend())
+        devices = "" if comm is None else f" on {comm.world_size} devices"
+        print(
+            f"{sr.num_params(config):,} parameters, {len(loader):,} training and {len(pairs):,} "
+            f"validation pairs, {settings.loss} loss, steps {state.step} to {settings.steps}"
+            f"{devices}, in {folder}",
+            flush=True,
+        )
 
     def embed(params: Tree) -> list[Embedded]:
         with backend.parallel_map() as parallel_map:
@@ -70,7 +86,9 @@ def run(settings: Settings, folder: Path, *, resume: bool) -> bool:
     def evaluate(params: Tree) -> dict[str, float]:
         return {key: value for part in embed(params) for key, value in task_metrics(part).items()}
 
-    state, stopped = train(state, settings, config, loader, evaluate, folder, backend)
+    state, stopped = train(state, settings, config, loader, evaluate, folder, backend, comm)
+    if not first:
+        return stopped
     if skips.total:
         print(skips.summary())
     if stopped:
@@ -79,8 +97,43 @@ def run(settings: Settings, folder: Path, *, resume: bool) -> bool:
             f"{step_path(folder, state.step)}\ngo on with: siglip-train --resume {folder}"
         )
         return True
-    report(settings, folder, state, embed(evaluated_params(state)), skips)
+    embedded = embed(evaluated_params(state))
+    report(settings, folder, on_host(state, backend), embedded, skips)
     return False
+
+
+def rows_of(batch_size: int, comm: Communicator | None) -> slice:
+    """The rows of every batch that are this device's: as many on each, but for one.
+
+    Raises ValueError if there are fewer rows than devices.
+    """
+    if comm is None:
+        return slice(0, batch_size)
+    if batch_size < comm.world_size:
+        raise ValueError(
+            f"batch_size must be at least the number of devices, {comm.world_size}, "
+            f"got {batch_size}"
+        )
+    rank = int(comm.rank)
+    return slice(*((batch_size * place) // comm.world_size for place in (rank, rank + 1)))
+
+
+def check_alike(settings: Settings, state: TrainState, comm: Communicator | None) -> None:
+    """Raise ValueError, on all devices, unless they have the same settings and parameters."""
+    if comm is None:
+        return
+    digest = hashlib.blake2b(settings.to_toml().encode(), digest_size=7)
+    digest.update(repr((state.step, state.epoch, state.batch)).encode())
+    for path, leaf in sr.tree.flatten(state.params).items():
+        digest.update(path.encode())
+        digest.update(np.ascontiguousarray(leaf).data)
+    digests = [value for (value,) in comm.gather((int(digest.hexdigest(), 16),))]
+    for rank, value in enumerate(digests):
+        if value != digests[0]:
+            raise ValueError(
+                f"all devices must start with the same settings and checkpoint, "
+                f"but rank {rank} has others than rank 0"
+            )
 
 
 def report(
@@ -165,6 +218,7 @@ def resumed_state(folder: Path) -> TrainState:
             step=metadata["step"],
             epoch=metadata["epoch"],
             batch=metadata["batch"],
+            loss_scale=LossScale(*metadata.get("loss_scale", LossScale())),
         )
     except KeyError as error:
         raise CheckpointError(f"the newest checkpoint in {folder} lacks {error}") from error

@@ -81,7 +81,14 @@ class Settings:
 
     # run
     seed: int = _setting(0, "seed of everything random")
-    backend: str = _setting("numpy", "array library to compute with")
+    backend: str = _setting("numpy", "array library to compute with: numpy, torch, jax or cupy")
+    precision: Literal["float64", "float32", "bfloat16", "float16"] = _setting(
+        "float32", "what the towers compute in; the parameters stay in float32"
+    )
+    communicator: str = _setting(
+        "auto", "how devices share a batch: mpi, torch, none, or auto, by what started the process"
+    )
+    timeout: float = _setting(600.0, "seconds that a device waits for another one")
     microbatch: int = _setting(32, "images, or texts, that a tower works on at a time; 0 for all")
     remat: Literal["nothing", "blocks", "towers"] = _setting("nothing", "what backward recomputes")
     workers: int = _setting(1, "threads that prepare batches")
@@ -94,7 +101,7 @@ class Settings:
             _check(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         for name in ("tile", "microbatch", "eval_every", "warmup", "seed", "clip_norm"):
             _check(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
-        for name in ("learning_rate", "temperature_init"):
+        for name in ("learning_rate", "temperature_init", "timeout"):
             _check(getattr(self, name) > 0, name, "above 0", getattr(self, name))
         for name in ("beta2", "ema"):
             _check(0 <= getattr(self, name) < 1, name, "in [0, 1)", getattr(self, name))

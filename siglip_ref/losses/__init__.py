@@ -10,12 +10,13 @@ from siglip_ref.losses.pairs import (
 )
 from siglip_ref.losses.sigmoid import sigmoid_loss_bwd, sigmoid_loss_fwd
 from siglip_ref.losses.softmax import softmax_loss_bwd, softmax_loss_fwd
-from siglip_ref.losses.tiled_sigmoid import tiled_sigmoid_loss
+from siglip_ref.losses.tiled_sigmoid import TiledSigmoidLoss, tiled_sigmoid_loss
 from siglip_ref.losses.tiled_softmax import tiled_softmax_loss
 
 __all__ = [
     "PairTargets",
     "Pairs",
+    "TiledSigmoidLoss",
     "diagonal",
     "from_matrix",
     "reweighted",

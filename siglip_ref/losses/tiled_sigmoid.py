@@ -1,5 +1,7 @@
 """The sigmoid loss and all its gradients in one pass over tiles of the pair matrix."""
 
+from typing import Protocol, runtime_checkable
+
 from array_api_compat import array_namespace
 
 from siglip_ref.losses.blocks import check_embeddings, check_scalar, indices, tiles
@@ -7,6 +9,26 @@ from siglip_ref.losses.pairs import Pairs, diagonal
 from siglip_ref.losses.sigmoid import SigmoidLossCotangents, sigmoid_loss_bwd, sigmoid_loss_fwd
 from siglip_ref.precision import at_least_float32, cast_like
 from siglip_ref.types import Array, Float, Int
+
+
+@runtime_checkable
+class TiledSigmoidLoss(Protocol):
+    """`tiled_sigmoid_loss`, or a faster form of it that a backend has."""
+
+    def __call__(
+        self,
+        zimg: Float[Array, "n d"],
+        ztxt: Float[Array, "m d"],
+        t_prime: Float[Array, ""],
+        b: Float[Array, ""],
+        *,
+        tile: int = 1024,
+        pairs: Pairs = diagonal,
+        rows: Int[Array, " n"] | None = None,
+        columns: Int[Array, " m"] | None = None,
+        total: int | None = None,
+    ) -> tuple[Float[Array, ""], SigmoidLossCotangents]:
+        """The loss, and the gradients at dloss = 1."""
 
 
 def tiled_sigmoid_loss(

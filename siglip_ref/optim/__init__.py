@@ -9,6 +9,7 @@ from siglip_ref.optim.clip import clip_by_global_norm, global_norm
 from siglip_ref.optim.ema import ema_update
 from siglip_ref.optim.leaves import kernels_decay
 from siglip_ref.optim.lion import LionState, lion_init, lion_update
+from siglip_ref.optim.loss_scale import LossScale, loss_scale_update
 from siglip_ref.optim.moments import AdamState
 from siglip_ref.optim.moments import adam_init as adamw_init
 from siglip_ref.optim.schedules import cosine_schedule, linear_schedule, rsqrt_schedule
@@ -17,6 +18,7 @@ __all__ = [
     "AdafactorState",
     "AdamState",
     "LionState",
+    "LossScale",
     "adafactor_init",
     "adafactor_update",
     "adamw_init",
@@ -30,5 +32,6 @@ __all__ = [
     "linear_schedule",
     "lion_init",
     "lion_update",
+    "loss_scale_update",
     "rsqrt_schedule",
 ]

@@ -6,7 +6,7 @@ from siglip_ref.communicator import Arrays, Communicator
 from siglip_ref.losses.blocks import check_scalar
 from siglip_ref.losses.pairs import Pairs, diagonal
 from siglip_ref.losses.sigmoid import SigmoidLossCotangents
-from siglip_ref.losses.tiled_sigmoid import tiled_sigmoid_loss
+from siglip_ref.losses.tiled_sigmoid import TiledSigmoidLoss, tiled_sigmoid_loss
 from siglip_ref.precision import at_least_float32, cast_like
 from siglip_ref.ring.rotation import rotation
 from siglip_ref.ring.shards import shards_of
@@ -22,12 +22,13 @@ def sigmoid_loss(
     *,
     tile: int = 1024,
     pairs: Pairs = diagonal,
+    block_loss: TiledSigmoidLoss = tiled_sigmoid_loss,
 ) -> tuple[Float[Array, ""], SigmoidLossCotangents]:
     """The sigmoid loss of the global batch, and the gradients of the local shards at dloss = 1.
 
     `zimg` and `ztxt` are the shards of this rank, in any numbers above 0; t' and b are equal on
     all ranks. The global batch is the shards in the order of the ranks, and `pairs` gets global
-    indices. The loss, dt' and db are sums over all ranks.
+    indices. The loss, dt' and db are sums over all ranks. `block_loss` works on each shard.
 
     One rotation: a logit's gradient needs no other logit, so when the texts of a rank come by,
     their gradient by the images here is complete at once. It travels in at least float32 behind
@@ -52,7 +53,7 @@ def sigmoid_loss(
         state: tuple[Array, Array], held: Arrays, columns: Int[Array, " m"]
     ) -> tuple[tuple[Array, Array], Arrays]:
         dzimg, scalars = state
-        loss, grads = tiled_sigmoid_loss(
+        loss, grads = block_loss(
             wide_zimg,
             at_least_float32(held[0]),
             wide_t_prime,

@@ -100,8 +100,8 @@ def ours(args: argparse.Namespace) -> tuple[int, Callable[[], object]]:
     import numpy as np
 
     import siglip_ref as sr
+    from siglip_numpy import ThreadedNumpyBackend
     from siglip_ref.types import Map
-    from siglip_train.threads import ThreadedNumpyBackend
 
     baseline = peak_bytes()
     width, depth, mlp_dim, num_heads = SIZES[args.size]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import siglip_ref as sr
+from agreement import assert_same_bits, assert_same_gradients
 from backends import BACKENDS, library, map_arrays
 from siglip_ref import losses, model
 from siglip_ref.tree import flatten
@@ -55,32 +56,6 @@ def forward(params, images, tokens, config, loss):
     if loss == "sigmoid":
         return losses.sigmoid_loss_fwd(zimg, ztxt, params["t_prime"], params["b"])[0]
     return losses.softmax_loss_fwd(zimg, ztxt, params["t_prime"])[0]
-
-
-def assert_same_gradients(got, want, tolerance):
-    """Leaf by leaf to `tolerance` of the leaf's largest element.
-
-    Gradients that are 0 in theory, those of the key biases and of b under the softmax, have no
-    size of their own: they are held to the largest gradient of all.
-    """
-    got, want = flatten(got), flatten(want)
-    assert got.keys() == want.keys()
-    largest = max(np.max(np.abs(gradient)) for gradient in want.values())
-    for path, wanted in want.items():
-        assert got[path].shape == wanted.shape, path
-        size = np.max(np.abs(wanted))
-        scale = largest if path.endswith("key/bias") or size < 1e-12 * largest else size
-        error = np.max(np.abs(got[path] - wanted)) / scale
-        assert error <= tolerance, f"{path}: off by {error:.3g}"
-
-
-def assert_same_bits(got, want):
-    """Loss and gradients agree in every bit."""
-    assert got[0] == want[0]
-    gradients, wanted = flatten(got[1]), flatten(want[1])
-    assert gradients.keys() == wanted.keys()
-    for path, gradient in gradients.items():
-        np.testing.assert_array_equal(gradient, wanted[path], err_msg=path)
 
 
 @every_loss

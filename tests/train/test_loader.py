@@ -171,6 +171,23 @@ def test_threads_change_no_bit(make, workers, corrupt):
     assert_same_bits(take(make(Drawings(corrupt=corrupt), workers=workers), 16), expected)
 
 
+@pytest.mark.parametrize("cut", [1, 2, 3])
+def test_rows_of_a_batch_are_what_they_are_in_the_whole_batch(make, cut):
+    parts = [take(make(rows=rows), 9) for rows in (slice(0, cut), slice(cut, 4))]
+    for whole, *pieces in zip(take(make(), 9), *parts, strict=True):
+        assert whole[:2] == pieces[0][:2] == pieces[1][:2]
+        for wanted, *got in zip(whole[2], *(piece[2] for piece in pieces), strict=True):
+            np.testing.assert_array_equal(np.concatenate(got), wanted)
+
+
+def test_only_the_images_of_these_rows_are_read(make):
+    drawings = Drawings()
+    batches = take(make(drawings, rows=slice(1, 3), workers=0), 3)
+    used = {int(index) for *_, batch in batches for index in batch.indices}
+    assert {index for index, count in enumerate(drawings.reads) if count} == used
+    assert len(used) == 6
+
+
 @pytest.mark.parametrize("start", [0, 1, 4, 6, 7, 11])
 @pytest.mark.parametrize("corrupt", [(), (3, 8, 20)], ids=["sound", "some corrupt"])
 def test_a_resumed_stream_equals_the_rest_of_an_uninterrupted_one(make, start, corrupt):

@@ -1,0 +1,137 @@
+"""One training step: gradients in the precision of the settings, then the update."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+from array_api_compat import array_namespace
+
+import siglip_ref as sr
+from siglip_ref.backend import Backend
+from siglip_ref.communicator import Communicator
+from siglip_ref.optim import LossScale
+from siglip_ref.types import Array, Map, Tree
+from siglip_train.optimizer import make_optimizer, schedule_factor
+from siglip_train.settings import Settings
+
+SCALARS = ("t_prime", "b")
+"""Parameters that are float32 in any precision."""
+
+
+class TrainState(NamedTuple):
+    """All that changes during a run: with it and the settings, the rest of the run is determined.
+
+    `step` counts the optimizer steps done; `epoch` and `batch` say which batch comes next.
+    """
+
+    params: Tree
+    optimizer: Tree
+    ema: Tree
+    step: int
+    epoch: int
+    batch: int
+    loss_scale: LossScale = LossScale()
+
+
+Step = Callable[[TrainState, Array, Array], tuple[TrainState, dict[str, Any]]]
+"""State, images and tokens to the state after the step, at the same batch, and its record."""
+
+
+def initial_state(params: Tree, settings: Settings) -> TrainState:
+    """The state before the first step."""
+    ema = params if settings.ema else {}
+    return TrainState(params, make_optimizer(settings).init(params), ema, 0, 0, 0)
+
+
+def make_step(
+    settings: Settings,
+    config: sr.SiglipConfig,
+    backend: Backend,
+    comm: Communicator | None,
+    parallel_map: Map,
+) -> Step:
+    """The step of a run. Parameters and their state stay in float32 in every precision.
+
+    In float16 the loss is scaled (`siglip_ref.optim.loss_scale_update`), and an update with
+    gradients that are not finite is left out, with `skipped` in its record.
+
+    Raises ValueError if the backend has not the precision.
+    """
+    scaled = settings.precision == "float16"
+
+    def gradients(params: Tree, images: Array, tokens: Array, dloss: Array) -> tuple[Any, ...]:
+        loss, grads = sr.loss_and_grads(
+            in_precision(params, settings.precision),
+            as_dtype(images, settings.precision),
+            tokens,
+            config,
+            settings.loss,
+            tile=settings.tile or None,
+            microbatch=settings.microbatch or None,
+            remat=settings.remat,
+            parallel_map=parallel_map,
+            block_loss=backend.sigmoid_loss,
+            comm=comm,
+            dloss=dloss if scaled else None,
+        )
+        grads = sr.tree.tree_map(lambda g: as_dtype(g, "float32"), grads)
+        if scaled:
+            grads = sr.tree.tree_map(lambda g: g / dloss, grads)
+        return loss, *sr.optim.clip_by_global_norm(grads, settings.clip_norm or math.inf)
+
+    update = backend.compile(make_optimizer(settings, parallel_map).update)
+    average = backend.compile(partial(sr.optim.ema_update, decay=settings.ema))
+    if comm is None:  # messages between processes cannot be compiled
+        gradients = backend.compile(gradients)
+
+    def step(state: TrainState, images: Array, tokens: Array) -> tuple[TrainState, dict[str, Any]]:
+        dloss = full_like(state.params["t_prime"], state.loss_scale.scale)
+        loss, grads, norm = gradients(state.params, images, tokens, dloss)
+        factor = schedule_factor(settings, state.step)
+        record = {
+            "loss": float(loss),
+            "t": math.exp(float(state.params["t_prime"])),
+            "b": float(state.params["b"]),
+            "gradient_norm": float(norm),
+            "schedule": factor,
+        }
+        finite = math.isfinite(record["gradient_norm"])
+        state = state._replace(step=state.step + 1)
+        if scaled:
+            loss_scale = sr.optim.loss_scale_update(state.loss_scale, finite=finite)
+            record |= {"loss_scale": state.loss_scale.scale, "skipped": not finite}
+            state = state._replace(loss_scale=loss_scale)
+        if finite:
+            factor_array = full_like(state.params["t_prime"], factor)
+            params, optimizer = update(grads, state.optimizer, state.params, factor_array)
+            ema = average(state.ema, params) if settings.ema else state.ema
+            state = state._replace(params=params, optimizer=optimizer, ema=ema)
+        return state, record
+
+    return step
+
+
+def in_precision(params: Tree, precision: str) -> Tree:
+    """The parameters that the towers compute with; t' and b stay in float32."""
+    return sr.tree.tree_map_with_path(
+        lambda path, p: p if path in SCALARS else as_dtype(p, precision), params
+    )
+
+
+def as_dtype(x: Array, precision: str) -> Array:
+    """The array in a precision by name.
+
+    Raises ValueError if its library has no dtype of this name.
+    """
+    xp = array_namespace(x)
+    dtype = getattr(xp, precision, None)
+    if dtype is None:
+        raise ValueError(f"precision must be one that {xp.__name__} has, got {precision}")
+    return x if x.dtype == dtype else xp.astype(x, dtype)
+
+
+def full_like(x: Array, value: float) -> Array:
+    """A 0-d array with this value, of the library, device and dtype of `x`."""
+    xp = array_namespace(x)
+    return xp.full_like(x, value)
