@@ -1,4 +1,4 @@
-"""How tests compare float64 arrays with the oracle's exact numbers, and gradients with each other."""
+"""How tests compare float64 arrays with the oracle's exact numbers, and gradients with others."""
 
 import numpy as np
 

@@ -9,26 +9,47 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 from threadpoolctl import threadpool_limits
 
+from siglip_numpy.tile_loop import tiled_sigmoid_loss
 from siglip_ref.backend import NumpyBackend
-from siglip_ref.types import Map
+from siglip_ref.losses.sigmoid import SigmoidLossCotangents
+from siglip_ref.types import Array, Map
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
 _KEEP = 2**30  # bytes
 
 
 class ThreadedNumpyBackend(NumpyBackend):
-    """NumPy on all cores of the host."""
+    """NumPy on all cores of the host, or on OMP_NUM_THREADS of them."""
+
+    def __init__(self) -> None:
+        self.sigmoid_loss = self._sigmoid_loss
 
     @contextmanager
     def parallel_map(self) -> Iterator[Map]:
         """A map over as many threads as there are cores, with one BLAS thread in each."""
         _keep_freed_memory()
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(cores) as pool:
+        with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(num_threads()) as pool:
             yield pool.map
+
+    def _sigmoid_loss(
+        self, zimg: Array, ztxt: Array, t_prime: Array, b: Array, **options: Any
+    ) -> tuple[Array, SigmoidLossCotangents]:
+        """The core's `tiled_sigmoid_loss` in place, its tiles on all cores."""
+        with self.parallel_map() as parallel_map:
+            return tiled_sigmoid_loss(zimg, ztxt, t_prime, b, **options, parallel_map=parallel_map)
+
+
+def num_threads() -> int:
+    """The cores that this process may use, at most OMP_NUM_THREADS if that is set."""
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    return min(cores, int(limit)) if limit.isdigit() and int(limit) else cores
 
 
 def _keep_freed_memory() -> None:

@@ -1,0 +1,194 @@
+"""The tiled sigmoid loss in place: the three matrix products of a tile and little beside them.
+
+What `siglip_ref.losses.tiled_sigmoid_loss` computes, and in its terms; only the order of the sums
+and the buffers are others. Tiles that share no image and no text run side by side.
+"""
+
+import math
+import threading
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from siglip_ref.losses import Pairs, diagonal
+from siglip_ref.losses.blocks import check_embeddings, check_scalar, indices, tiles
+from siglip_ref.losses.sigmoid import SigmoidLossCotangents, pair_nll
+from siglip_ref.precision import at_least_float32, cast_like
+from siglip_ref.types import Map
+
+Floats = NDArray[np.floating[Any]]
+Ints = NDArray[np.integer[Any]]
+
+LARGEST_TILE = 512
+"""Rows and columns: a tile of logits of this size, in float32, just fits a second-level cache."""
+
+STRIP = 2**16
+"""Logits that are worked on at a time, so that three arrays of them stay in that cache."""
+
+
+class Share(NamedTuple):
+    """A tile's share of the sums over all pairs."""
+
+    nll: float
+    dlogits: float
+
+
+def tiled_sigmoid_loss(
+    zimg: Floats,
+    ztxt: Floats,
+    t_prime: Floats,
+    b: Floats,
+    *,
+    tile: int = 1024,
+    pairs: Pairs = diagonal,
+    rows: Ints | None = None,
+    columns: Ints | None = None,
+    total: int | None = None,
+    parallel_map: Map = map,
+) -> tuple[Floats, SigmoidLossCotangents]:
+    """The loss and its gradients at dloss = 1, as the core's function of this name gives them.
+
+    Tiles have at most `tile`, and at most 1024, rows and columns, and there are four or more of
+    them a side. Beside inputs and outputs each thread of `parallel_map` holds a tile of logits and
+    one of embeddings. Every sum runs in a fixed order, so the bits do not depend on the threads.
+
+    Raises ValueError as the core's function does.
+    """
+    check_embeddings(zimg, ztxt)
+    check_scalar("t_prime", t_prime)
+    check_scalar("b", b)
+    rows, columns = indices(zimg, rows), indices(ztxt, columns)
+    total = zimg.shape[0] if total is None else total
+    wide = np.result_type(at_least_float32(zimg[:1]), at_least_float32(ztxt[:1]))
+    t, bias = math.exp(float(t_prime)), float(b)
+    dzimg, dztxt = (np.zeros(z.shape, dtype=wide) for z in (zimg, ztxt))
+    image_tiles, text_tiles = (
+        list(tiles("tile", len(z), smaller(tile, len(z)))) for z in (zimg, ztxt)
+    )
+    buffers = Buffers(wide)
+    # By the Cauchy-Schwarz inequality, so that the tiles need not be searched.
+    bound = t * largest_norm(zimg, wide) * largest_norm(ztxt, wide) + abs(bias)
+    may_overflow = not bound < largest_exponent(wide)
+
+    def work(place: tuple[int, int]) -> Share:
+        image_tile, text_tile = image_tiles[place[0]], text_tiles[place[1]]
+        images = zimg[image_tile].astype(wide, copy=False)
+        texts = ztxt[text_tile].astype(wide, copy=False)
+        n, m, d = len(images), len(texts), images.shape[1]
+        logits = np.multiply(images, t, out=buffers.take("embeddings", n, d))
+        logits = np.matmul(logits, texts.T, out=buffers.take("logits", n, m))
+        logits += bias
+        if pairs is diagonal:
+            matches = equal_indices(rows[image_tile], columns[text_tile])
+            nll, dlogits = diagonal_nll(logits, matches, buffers, may_overflow=may_overflow)
+        else:
+            each, dlogits = pair_nll(logits, pairs(rows[image_tile], columns[text_tile]))
+            nll = float(np.sum(each))
+        dimages, dtexts = dzimg[image_tile], dztxt[text_tile]
+        dimages += np.matmul(dlogits, texts, out=buffers.take("embeddings", n, d))
+        dtexts += np.matmul(dlogits.T, images, out=buffers.take("embeddings", m, d))
+        return Share(nll, float(np.sum(dlogits)))
+
+    # Python's floats: sums over tiles in float64, whatever the tiles are in.
+    nll = db = 0.0
+    for places in disjoint_places(len(image_tiles), len(text_tiles)):
+        for share in parallel_map(work, places):
+            nll, db = nll + share.nll, db + share.dlogits
+    dzimg *= t / total
+    dztxt *= t / total
+    # In float64 too: n·d products of both signs cancel to what is often a small number.
+    dt_prime = sum(
+        float(np.vdot(zimg[image_tile].astype(wide, copy=False), dzimg[image_tile]))
+        for image_tile in image_tiles
+    )
+    loss_dtype = np.result_type(wide, at_least_float32(t_prime), at_least_float32(b))
+    return np.asarray(nll / total, dtype=loss_dtype), SigmoidLossCotangents(
+        cast_like(dzimg, zimg),
+        cast_like(dztxt, ztxt),
+        np.asarray(dt_prime, dtype=t_prime.dtype),
+        np.asarray(db / total, dtype=b.dtype),
+    )
+
+
+def diagonal_nll(
+    logits: Floats, matches: tuple[Ints, Ints], buffers: "Buffers", *, may_overflow: bool
+) -> tuple[float, Floats]:
+    """Σ softplus(-labels logits), and its gradient by the logits, in place.
+
+    With z = -labels logits, E = exp(z) and u = 1 + E, which is rounded:
+
+        softplus(z) = log1p(E) = log(u) + (E - (u - 1)) / u;    σ(z) = E / u
+
+    A strip of logits at a time. Almost all labels are -1, so z = logits but for `matches`, where
+    the sign is changed before and after. Beyond a limit E would overflow: there softplus(z) = z
+    and σ(z) = 1 to the last bit.
+    """
+    logits[matches] *= -1
+    nll = 0.0
+    step = max(1, STRIP // logits.shape[1])
+    for start in range(0, len(logits), step):
+        e = logits[start : start + step]
+        if may_overflow:
+            limit = largest_exponent(logits.dtype)
+            nll += float(np.sum(np.maximum(e - limit, 0)))
+            np.minimum(e, limit, out=e)
+        np.exp(e, out=e)
+        u = np.add(e, 1, out=buffers.take("u", *e.shape))
+        logs = np.log(u, out=buffers.take("logs", *e.shape))
+        nll += float(np.sum(logs))
+        rounded = np.subtract(u, 1, out=logs)
+        np.subtract(e, rounded, out=rounded)
+        np.divide(1, u, out=u)
+        nll += float(np.vdot(rounded, u))
+        e *= u
+    logits[matches] *= -1
+    return nll, logits
+
+
+def smaller(tile: int, count: int) -> int:
+    """The size of the tiles of so many rows, where `tile` is asked for."""
+    # What is no positive integer is left for `tiles` to refuse.
+    return min(tile, LARGEST_TILE, max(1, count // 4)) if tile == int(tile) else tile
+
+
+def largest_exponent(dtype: np.dtype[Any]) -> float:
+    """A number just below that where exp overflows."""
+    return math.log(float(np.finfo(dtype).max)) - 1
+
+
+def largest_norm(z: Floats, dtype: np.dtype[Any]) -> float:
+    """The largest norm of a row."""
+    return math.sqrt(float(np.max(np.einsum("nd,nd->n", z, z, dtype=dtype))))
+
+
+def equal_indices(rows: Ints, columns: Ints) -> tuple[Ints, Ints]:
+    """The places (i, j) with rows[i] = columns[j]."""
+    if rows.max() < columns.min() or columns.max() < rows.min():
+        none = np.zeros(0, dtype=np.intp)
+        return none, none
+    i, j = np.nonzero(rows[:, None] == columns[None, :])
+    return i, j
+
+
+def disjoint_places(n: int, m: int) -> Iterable[list[tuple[int, int]]]:
+    """All places of an n × m grid, in groups without two in one row or in one column."""
+    short, long = min(n, m), max(n, m)
+    for shift in range(long):
+        group = [(i, (i + shift) % long) for i in range(short)]
+        yield group if n <= m else [(j, i) for i, j in group]
+
+
+class Buffers(threading.local):
+    """Memory that each thread uses for tile after tile."""
+
+    def __init__(self, dtype: np.dtype[Any]) -> None:
+        self._dtype = dtype
+        self._flat: dict[str, Floats] = {}
+
+    def take(self, name: str, n: int, m: int) -> Floats:
+        """An (n, m) array with anything in it; the next one of this name overwrites it."""
+        if name not in self._flat or self._flat[name].size < n * m:
+            self._flat[name] = np.empty(n * m, dtype=self._dtype)
+        return self._flat[name][: n * m].reshape(n, m)
