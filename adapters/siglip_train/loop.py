@@ -121,9 +121,9 @@ def any_device(holds: bool, comm: Communicator | None) -> bool:
 
 
 def check_finite(step: int, record: dict[str, Any], settings: Settings, folder: Path) -> None:
-    """Raise TrainingError if the step went wrong, unless it was left out for that."""
+    """Raise TrainingError if the step went wrong; one that was left out has no gradient norm."""
     for name in ("loss", "gradient_norm"):
-        if not math.isfinite(record[name]) and not (name != "loss" and "skipped" in record):
+        if record[name] is not None and not math.isfinite(record[name]):
             raise TrainingError(
                 f"the {name.replace('_', ' ')} is {record[name]} at step {step}; the last "
                 f"checkpoint in {folder} is from before it. A lower learning_rate (now "

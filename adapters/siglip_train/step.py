@@ -54,7 +54,7 @@ def make_step(
     """The step of a run. Parameters and their state stay in float32 in every precision.
 
     In float16 the loss is scaled (`siglip_ref.optim.loss_scale_update`), and an update with
-    gradients that are not finite is left out, with `skipped` in its record.
+    gradients that are not finite is left out: its record has no gradient norm, and `skipped` true.
 
     Raises ValueError if the backend has not the precision.
     """
@@ -101,6 +101,7 @@ def make_step(
         if scaled:
             loss_scale = sr.optim.loss_scale_update(state.loss_scale, finite=finite)
             record |= {"loss_scale": state.loss_scale.scale, "skipped": not finite}
+            record["gradient_norm"] = record["gradient_norm"] if finite else None
             state = state._replace(loss_scale=loss_scale)
         if finite:
             factor_array = full_like(state.params["t_prime"], factor)

@@ -19,7 +19,6 @@ def curves(records: Sequence[dict[str, Any]]) -> Figure:
     figure = Figure((12.5, 6.6), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(2, 10, height_ratios=(1.5, 1))
-    steps = np.array([record["step"] for record in records])
     for place, key, title in (
         (grid[0, :5], "loss", "training loss (thin: each step, thick: running mean)"),
         (grid[1, :2], "t", "temperature t"),
@@ -29,7 +28,10 @@ def curves(records: Sequence[dict[str, Any]]) -> Figure:
         (grid[1, 8:], "examples_per_second", "examples per second"),
     ):
         ax = figure.add_subplot(place)
-        values = np.array([record[key] for record in records], dtype=float)
+        # A step that was left out, since its gradient was not finite, has no gradient norm.
+        known = [record for record in records if record[key] is not None]
+        steps = np.array([record["step"] for record in known])
+        values = np.array([record[key] for record in known], dtype=float)
         noisy = key in ("loss", "gradient_norm", "examples_per_second")
         marker = "o" if len(values) < 20 else None
         ax.plot(steps, values, color=LINE, alpha=0.25 if noisy else 1, linewidth=1, marker=marker)

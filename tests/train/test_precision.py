@@ -1,0 +1,85 @@
+"""Runs in every precision, on every backend that a machine without an accelerator has."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import siglip_ref as sr
+from backends import library
+from siglip_train.__main__ import main
+from siglip_train.checkpoints import latest_checkpoint, load_checkpoint
+from siglip_train.loop import read_metrics
+
+TINY = [
+    *("--steps", "4", "--batch-size", "6", "--width", "16", "--num-heads", "2"),
+    *("--image-depth", "1", "--text-depth", "1", "--image-size", "16", "--microbatch", "3"),
+    *("--checkpoint-every", "2", "--eval-every", "0", "--validation"),
+]
+# What overflows in a float16 step that is then left out, NumPy says.
+pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid|divide):RuntimeWarning")
+BACKENDS = ["numpy"]
+
+
+def run(folder: Path, *flags: str) -> int:
+    return main([*TINY, "--out", str(folder), *flags])
+
+
+def final(folder: Path) -> dict[str, np.ndarray]:
+    return sr.tree.flatten(load_checkpoint(latest_checkpoint(folder))[0])
+
+
+@pytest.fixture(scope="module")
+def exact(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "exact"
+    assert run(folder, "--precision", "float64") == 0
+    return folder
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_backend_ends_with_the_same_parameters_and_resumes(exact, tmp_path, backend):
+    library(backend)
+    folder = tmp_path / "run"
+    assert run(folder, "--precision", "float64", "--backend", backend) == 0
+    latest_checkpoint(folder).unlink()
+    assert main(["--resume", str(folder)]) == 0
+    wanted, found = final(exact), final(folder)
+    assert wanted.keys() == found.keys()
+    for path, leaf in wanted.items():
+        assert found[path].dtype == leaf.dtype, path
+        np.testing.assert_allclose(found[path], leaf, rtol=1e-6, atol=1e-6, err_msg=path)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_narrow_towers_learn_what_wide_ones_learn(exact, tmp_path, capsys, backend, precision):
+    library(backend)
+    folder = tmp_path / "run"
+    status = run(folder, "--precision", precision, "--backend", backend)
+    if (backend, precision) == ("numpy", "bfloat16"):
+        assert status == 1
+        assert "precision must be one that" in capsys.readouterr().err
+        return
+    assert status == 0
+    assert all(leaf.dtype != np.float64 for leaf in final(folder).values())
+    records, wanted = (read_metrics(x / "metrics.jsonl") for x in (folder, exact))
+    assert records[0]["loss"] == pytest.approx(wanted[0]["loss"], rel=0.02)
+    assert all(record["loss_scale"] > 1 for record in records if precision == "float16")
+
+
+def test_a_float16_step_that_overflows_is_left_out_and_halves_the_scale(tmp_path):
+    folder = tmp_path / "run"
+    assert run(folder, "--precision", "float16", "--validation", "emoji") == 0
+    records = read_metrics(folder / "metrics.jsonl")
+    skipped = [record for record in records if record["skipped"]]
+    assert skipped, "a scale of 65536 is too much for the first step"
+    assert skipped[0]["gradient_norm"] is None
+    assert records[1]["loss_scale"] == records[0]["loss_scale"] / 2
+    for line in (folder / "metrics.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert (folder / "curves.png").exists()
+    _, metadata = load_checkpoint(latest_checkpoint(folder))
+    last = records[-1]
+    halved = last["loss_scale"] / (2 if last["skipped"] else 1)
+    assert metadata["loss_scale"][0] == halved
