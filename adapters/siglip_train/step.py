@@ -89,7 +89,7 @@ def make_step(
         dloss = full_like(state.params["t_prime"], state.loss_scale.scale)
         loss, grads, norm = gradients(state.params, images, tokens, dloss)
         factor = schedule_factor(settings, state.step)
-        record = {
+        record: dict[str, Any] = {
             "loss": float(loss),
             "t": math.exp(float(state.params["t_prime"])),
             "b": float(state.params["b"]),
@@ -123,13 +123,18 @@ def in_precision(params: Tree, precision: str) -> Tree:
 def as_dtype(x: Array, precision: str) -> Array:
     """The array in a precision by name.
 
-    Raises ValueError if its library has no dtype of this name.
+    Raises ValueError if its library has no dtype of this name, or does not use it.
     """
     xp = array_namespace(x)
     dtype = getattr(xp, precision, None)
     if dtype is None:
         raise ValueError(f"precision must be one that {xp.__name__} has, got {precision}")
-    return x if x.dtype == dtype else xp.astype(x, dtype)
+    if x.dtype == dtype:
+        return x
+    found = xp.astype(x, dtype)
+    if found.dtype != dtype:
+        raise ValueError(f"precision {precision} is turned off in {xp.__name__}")
+    return found
 
 
 def full_like(x: Array, value: float) -> Array:

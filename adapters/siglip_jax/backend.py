@@ -1,0 +1,59 @@
+"""JAX as the array library of the shell."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar, cast
+
+import jax
+import numpy as np
+from numpy.typing import NDArray
+
+from siglip_jax.arguments import jax_array
+from siglip_jax.sigmoid import tiled_sigmoid_loss
+from siglip_ref.backend import NumpyBackend
+from siglip_ref.losses import TiledSigmoidLoss
+from siglip_ref.types import Array, Map
+
+Fn = TypeVar("Fn", bound=Callable[..., Any])
+
+
+class JaxBackend:
+    """JAX on its first device, every step compiled.
+
+    float64 is there only if `jax_enable_x64` is on: without it, float64 arrays are refused.
+    """
+
+    name = "jax"
+    sigmoid_loss: TiledSigmoidLoss = staticmethod(tiled_sigmoid_loss)
+
+    def asarray(self, x: NDArray[Any]) -> Array:
+        """The array on the device.
+
+        Raises TypeError for float64 where JAX would make float32 of it.
+        """
+        return jax_array("x", x)
+
+    def to_numpy(self, x: Array) -> NDArray[Any]:
+        """The array in the memory of the host; bfloat16, which NumPy has not, as float32."""
+        host = np.asarray(x)
+        return host.astype(np.float32) if host.dtype.name == "bfloat16" else host
+
+    def compile(self, fn: Fn) -> Fn:
+        """`jax.jit`: compiled at the first call, and again for other shapes and dtypes."""
+        return cast(Fn, jax.jit(fn))
+
+    def synchronize(self) -> None:
+        """Wait for the device: it works in the order of the calls, so for one more call."""
+        jax.block_until_ready(jax.numpy.zeros(()) + 0)
+        jax.effects_barrier()
+
+    def peak_memory(self) -> int:
+        """Most bytes in use on the device, or the largest resident size of the process."""
+        statistics = jax.local_devices()[0].memory_stats()
+        if statistics and "peak_bytes_in_use" in statistics:
+            return int(statistics["peak_bytes_in_use"])
+        return NumpyBackend().peak_memory()
+
+    def parallel_map(self) -> AbstractContextManager[Map]:
+        """The built-in `map`: what is compiled runs on all cores."""
+        return nullcontext(map)
