@@ -1,11 +1,16 @@
-"""One training step: NumPy here, Hugging Face `SiglipModel` in Torch eager there.
+"""One training step: ours on NumPy, Torch or JAX, and what users of each would run instead.
 
-    python tests/benchmarks/training_step.py [--size S] [--batch 16] [--rounds 7] [--remat nothing]
+    python tests/benchmarks/training_step.py [--backend numpy] [--size S] [--batch 16]
+        [--rounds 7] [--microbatch 4] [--remat nothing]
 
 Same configuration, batch and float32, both on all cores: forward, backward and an AdamW update.
+The peer of NumPy and Torch is Hugging Face's `SiglipModel` in Torch eager; the peer of JAX is
+`jax.value_and_grad` of the same forward pass, and the same update, in one jit.
+
 Each side lives in a process of its own; they take turns, one step each, and the ratio is the
 median over the rounds. Memory is the peak resident size of a process, less what it held after its
-imports; with the imports it is printed too.
+imports; with the imports it is printed too. JAX compiles in the process, so its memory is what XLA
+says of the compiled step instead: arguments, results and temporaries.
 """
 
 import argparse
@@ -15,6 +20,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    import siglip_ref as sr
+    from siglip_ref.types import Array, Tree
 
 SIZES = {  # width, depth, mlp_dim, num_heads
     "Ti": (192, 12, 768, 3),
@@ -26,6 +38,7 @@ IMAGE, PATCH, CONTEXT, VOCABULARY = 224, 16, 64, 32_000
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--backend", choices=("numpy", "torch", "jax"), default="numpy")
     parser.add_argument("--size", choices=SIZES, default="S")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=7)
@@ -34,7 +47,8 @@ def main() -> None:
     parser.add_argument("--side", choices=("ours", "peer"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
-        serve(ours(args) if args.side == "ours" else peer(args))
+        sides = {"numpy": (ours, peer), "torch": (ours, peer), "jax": (jax_ours, jax_peer)}
+        serve(sides[args.backend][args.side == "peer"](args))
     else:
         compare(args)
 
@@ -47,7 +61,10 @@ def compare(args: argparse.Namespace) -> None:
         )
         for name in ("ours", "peer")
     }
-    print(f"{args.size}/16 towers, batch {args.batch}, float32, {os.cpu_count()} cores")
+    print(
+        f"{args.backend}, {args.size}/16 towers, batch {args.batch}, microbatch "
+        f"{args.microbatch}, remat {args.remat}, float32, {os.cpu_count()} cores"
+    )
     print("round   ours s   peer s   ratio")
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(args.rounds + 1):
@@ -79,15 +96,25 @@ def ask(process: "subprocess.Popen[str]", question: str) -> str:
     return answer
 
 
-def serve(sides: tuple[int, Callable[[], object]]) -> None:
-    baseline, step = sides
+class Side(NamedTuple):
+    """A step, and how much memory it took: over the imports, and in all, in bytes."""
+
+    step: Callable[[], object]
+    memory: Callable[[], tuple[float, float]]
+
+
+def serve(side: Side) -> None:
     for line in sys.stdin:
         if line.strip() == "step":
             start = time.perf_counter()
-            step()
+            side.step()
             print(time.perf_counter() - start, flush=True)
         else:
-            print((peak_bytes() - baseline) / 1e6, peak_bytes() / 1e6, flush=True)
+            print(*(size / 1e6 for size in side.memory()), flush=True)
+
+
+def resident(step: Callable[[], object], baseline: int) -> Side:
+    return Side(step, lambda: (peak_bytes() - baseline, peak_bytes()))
 
 
 def peak_bytes() -> int:
@@ -96,26 +123,45 @@ def peak_bytes() -> int:
     return NumpyBackend().peak_memory()
 
 
-def ours(args: argparse.Namespace) -> tuple[int, Callable[[], object]]:
+def towers(size: str) -> dict[str, int]:
+    return dict(zip(("width", "depth", "mlp_dim", "num_heads"), SIZES[size], strict=True))
+
+
+def config_of(args: argparse.Namespace) -> "sr.SiglipConfig":
+    import siglip_ref as sr
+
+    sizes = towers(args.size)
+    return sr.SiglipConfig(
+        image=sr.ImageConfig(image_size=IMAGE, patch_size=PATCH, **sizes),
+        text=sr.TextConfig(
+            vocab_size=VOCABULARY, context_length=CONTEXT, out_dim=sizes["width"], **sizes
+        ),
+    )
+
+
+def start(args: argparse.Namespace) -> "tuple[Tree, NDArray[Any], NDArray[Any]]":
     import numpy as np
 
     import siglip_ref as sr
-    from siglip_numpy import ThreadedNumpyBackend
-    from siglip_ref.types import Map
 
-    baseline = peak_bytes()
-    width, depth, mlp_dim, num_heads = SIZES[args.size]
-    sizes = {"width": width, "depth": depth, "mlp_dim": mlp_dim, "num_heads": num_heads}
-    config = sr.SiglipConfig(
-        image=sr.ImageConfig(image_size=IMAGE, patch_size=PATCH, **sizes),
-        text=sr.TextConfig(vocab_size=VOCABULARY, context_length=CONTEXT, out_dim=width, **sizes),
-    )
     rng = np.random.default_rng(0)
-    params = sr.init_params(config, rng)
-    state = sr.optim.adamw_init(params)
+    params = sr.init_params(config_of(args), rng)
     images = rng.uniform(-1, 1, (args.batch, IMAGE, IMAGE, 3)).astype(np.float32)
-    tokens = rng.integers(0, VOCABULARY, (args.batch, CONTEXT), dtype=np.int32)
-    backend = ThreadedNumpyBackend()
+    return params, images, rng.integers(0, VOCABULARY, (args.batch, CONTEXT), dtype=np.int32)
+
+
+def ours(args: argparse.Namespace) -> Side:
+    import siglip_ref as sr
+    from siglip_ref.types import Map
+    from siglip_train.backends import find_backend
+
+    backend = find_backend(args.backend)
+    baseline = peak_bytes()
+    config = config_of(args)
+    params, images, tokens = start(args)
+    params = sr.tree.tree_map(backend.asarray, params)
+    images, tokens = backend.asarray(images), backend.asarray(tokens)
+    state = sr.optim.adamw_init(params)
 
     def step() -> None:
         with backend.parallel_map() as parallel_map:
@@ -128,7 +174,7 @@ def ours(args: argparse.Namespace) -> tuple[int, Callable[[], object]]:
             images,
             tokens,
             config,
-            microbatch=args.microbatch,
+            microbatch=args.microbatch or None,
             remat=args.remat,
             parallel_map=parallel_map,
         )
@@ -136,10 +182,67 @@ def ours(args: argparse.Namespace) -> tuple[int, Callable[[], object]]:
             grads, state, params, lr=1e-3, parallel_map=parallel_map
         )
 
-    return baseline, step
+    return resident(step, baseline)
 
 
-def peer(args: argparse.Namespace) -> tuple[int, Callable[[], object]]:
+def jax_ours(args: argparse.Namespace) -> Side:
+    import siglip_ref as sr
+
+    config = config_of(args)
+
+    def gradients(params: "Tree", images: "Array", tokens: "Array") -> "tuple[Array, Tree]":
+        return sr.loss_and_grads(
+            params, images, tokens, config, microbatch=args.microbatch or None, remat=args.remat
+        )
+
+    return jax_side(args, gradients)
+
+
+def jax_peer(args: argparse.Namespace) -> Side:
+    import jax
+
+    from siglip_ref import losses, model
+
+    config = config_of(args)
+
+    def loss(params: "Tree", images: "Array", tokens: "Array") -> "Array":
+        zimg, _ = model.encode_image_fwd(params, images, config)
+        ztxt, _ = model.encode_text_fwd(params, tokens, config)
+        return losses.sigmoid_loss_fwd(zimg, ztxt, params["t_prime"], params["b"])[0]
+
+    return jax_side(args, jax.value_and_grad(loss))
+
+
+def jax_side(args: argparse.Namespace, gradients: "Callable[..., tuple[Array, Tree]]") -> Side:
+    import jax
+
+    import siglip_ref as sr
+
+    params, images, tokens = jax.tree.map(jax.numpy.asarray, start(args))
+    state = sr.optim.adamw_init(params)
+
+    def update(
+        params: "Tree", state: sr.optim.AdamState, images: "Array", tokens: "Array"
+    ) -> "tuple[Tree, sr.optim.AdamState]":
+        _, grads = gradients(params, images, tokens)
+        return sr.optim.adamw_update(grads, state, params, lr=1e-3)
+
+    compiled = jax.jit(update).lower(params, state, images, tokens).compile()
+    analysis = compiled.memory_analysis()
+    size = float(
+        analysis.argument_size_in_bytes
+        + analysis.output_size_in_bytes
+        + analysis.temp_size_in_bytes
+    )
+
+    def step() -> None:
+        nonlocal params, state
+        params, state = jax.block_until_ready(compiled(params, state, images, tokens))
+
+    return Side(step, lambda: (size, size))
+
+
+def peer(args: argparse.Namespace) -> Side:
     import torch
     import transformers
 
@@ -173,7 +276,7 @@ def peer(args: argparse.Namespace) -> tuple[int, Callable[[], object]]:
         model(input_ids=tokens, pixel_values=images, return_loss=True).loss.backward()
         optimizer.step()
 
-    return baseline, step
+    return resident(step, baseline)
 
 
 if __name__ == "__main__":
