@@ -204,9 +204,9 @@ def loss_and_grads(
         z, res = _encode(params, part, config, remat=remat == "blocks")
         return z, None if remat == "towers" else res
 
-    embedded = list(parallel_map(forward, parts))
+    embeddings, residuals = (list(x) for x in zip(*parallel_map(forward, parts), strict=True))
     zimg, ztxt = (
-        xp.concat([z for part, (z, _) in zip(parts, embedded, strict=True) if part.tower == tower])
+        xp.concat([z for part, z in zip(parts, embeddings, strict=True) if part.tower == tower])
         for tower in ("img", "txt")
     )
     if dloss is None:
@@ -222,8 +222,10 @@ def loss_and_grads(
         dzimg, dztxt = cast_like(dloss * dzimg, zimg), cast_like(dloss * dztxt, ztxt)
         scalars = tree_map(lambda g: cast_like(dloss * g, g), scalars)
 
-    def backward(number: int) -> tuple[str, Tree]:
-        part, res = parts[number], embedded[number][1]
+    def backward(
+        work: tuple[Part, ImageTowerResiduals | TextTowerResiduals | None],
+    ) -> tuple[str, Tree]:
+        part, res = work
         if res is None:
             _, res = _encode(params, part, config, remat=False)
         if isinstance(res, ImageTowerResiduals):
@@ -231,7 +233,8 @@ def loss_and_grads(
         return "txt", encode_text_bwd(res, dztxt[part.rows, :], config)
 
     grads: dict[str, Tree] = {}
-    for tower, dparams in parallel_map(backward, range(len(parts))):
+    # Handed over one by one, so that a microbatch's residuals go when its gradients come.
+    for tower, dparams in parallel_map(backward, ((part, residuals.pop(0)) for part in parts)):
         grads[tower] = tree_map(add, grads[tower], dparams) if tower in grads else dparams
     if comm is not None:
         grads = ring.sum_gradients(grads, comm)
