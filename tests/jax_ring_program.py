@@ -1,12 +1,24 @@
-"""Losses on rings of 1 to 8 JAX devices of the host, held to the core on one: prints the errors."""
+"""Losses on rings of 1 to 8 JAX devices of the host: prints what was found as JSON.
+
+errors
+    By loss and world size, how far the loss and its gradients are from the core's on one device.
+kit
+    The checks of the profile `ring` that passed, by operation, and those that failed otherwise
+    than expected.
+memory
+    By loss and world size, the bytes that a device needs beside its arguments and results.
+"""
 
 import os
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 
+import json
+from collections import Counter
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
@@ -14,8 +26,34 @@ from jax.sharding import PartitionSpec as P
 import siglip_jax
 import siglip_ref as sr
 from siglip_ref import losses
+from siglip_spec import Subject, autodiff, check_subject
 
 jax.config.update("jax_enable_x64", True)
+
+WORLD_SIZES = range(1, 9)
+DTYPES = ("float64", "float32", "bfloat16", "float16")
+RINGS = {"sigmoid": siglip_jax.ring_sigmoid_loss, "softmax": siglip_jax.ring_softmax_loss}
+WHOLE = {"sigmoid": losses.tiled_sigmoid_loss, "softmax": losses.tiled_softmax_loss}
+EQUAL_SHARDS = "shard_map has shards of one size"
+WHOLE_ARRAYS = P()
+UNEVEN = ("ring.*/uneven", "ring.*/texts-elsewhere")
+
+
+def shard_map(world_size, loss, count, check_vma=True, outputs=WHOLE_ARRAYS, more=()):
+    """`loss` of two sharded matrices and `count - 2` scalars, and of `more` that all share."""
+    mesh = Mesh(np.asarray(jax.devices()[:world_size]), ("ring",))
+    specs = (P("ring"), P("ring"), P(), P())[:count]
+    return jax.shard_map(
+        loss, mesh=mesh, check_vma=check_vma, in_specs=(*specs, *more), out_specs=outputs
+    )
+
+
+def batch(kind, world_size, n=3):
+    rng = np.random.default_rng(world_size)
+    zimg, ztxt = rng.standard_normal((2, n * world_size, 5)) / np.sqrt(5)
+    scalars = {"sigmoid": (1.5, -2.0), "softmax": (1.5,)}[kind]
+    groups = rng.integers(0, 4, n * world_size)
+    return (zimg, ztxt, *map(np.asarray, scalars)), groups
 
 
 def worst(got, want):
@@ -24,57 +62,98 @@ def worst(got, want):
     )
 
 
-def main():
-    rng = np.random.default_rng(0)
-    for world_size in range(1, 9):
-        n, d = 3 * world_size, 5
-        zimg, ztxt = rng.standard_normal((2, n, d)) / np.sqrt(d)
-        inputs = zimg, ztxt, np.asarray(1.5), np.asarray(-2.0)
-        ids = rng.integers(0, 4, n)
-        mesh = Mesh(np.asarray(jax.devices()[:world_size]), ("ring",))
-        for name, groups in (("diagonal", None), ("groups", ids)):
-            for check_vma in (True, False):
-                shard = partial(jax.shard_map, mesh=mesh, check_vma=check_vma)
-                errors = [differentiated(shard, inputs, groups)]
-                if groups is not None and check_vma:  # their programs take seconds to compile
-                    errors += core(shard, inputs, groups)
-                shown = " ".join(f"{error:.1e}" for error in errors)
-                print(f"{world_size} {name} check_vma={check_vma}: {shown}", flush=True)
-
-
-def pairs_of(groups, asarray):
-    return losses.diagonal if groups is None else losses.same_group(*2 * (asarray(groups),))
-
-
-def differentiated(shard, inputs, groups):
-    """The error of siglip_jax.ring_sigmoid_loss and its gradients through shard_map."""
-    pairs = pairs_of(groups, jax.numpy.asarray)
-    loss = partial(siglip_jax.ring_sigmoid_loss, axis_name="ring", tile=2, pairs=pairs)
-    ring = shard(loss, in_specs=(P("ring"), P("ring"), P(), P()), out_specs=P())
-    value, grads = jax.jit(jax.value_and_grad(ring, argnums=(0, 1, 2, 3)))(*inputs)
-    want = losses.tiled_sigmoid_loss(*inputs, pairs=pairs_of(groups, np.asarray))
+def diagonal(kind, world_size, check_vma):
+    inputs, _ = batch(kind, world_size)
+    loss = partial(RINGS[kind], axis_name="ring", tile=2)
+    ring = shard_map(world_size, loss, len(inputs), check_vma)
+    value, grads = jax.jit(jax.value_and_grad(ring, argnums=range(len(inputs))))(*inputs)
+    want = WHOLE[kind](*inputs)
     return worst((value, *grads), (want[0], *want[1]))
 
 
-def core(shard, inputs, groups):
-    """The errors of the core's rings over a JaxCommunicator."""
-    comm = siglip_jax.JaxCommunicator("ring")
-    pairs, host = (pairs_of(groups, asarray) for asarray in (jax.numpy.asarray, np.asarray))
-    for name, count in (("sigmoid_loss", 4), ("softmax_loss", 3), ("allgather_softmax_loss", 3)):
-        specs = (P("ring"), P("ring"), P(), P())[:count]
-        ring = partial(getattr(sr.ring, name), comm=comm, pairs=pairs)
+def groups_of_the_batch(kind, world_size):
+    """The groups are an argument of the compiled step."""
+    inputs, groups = batch(kind, world_size)
 
-        def on_ring(*shards, ring=ring):
-            loss, grads = ring(*shards)
-            return loss, tuple(grads)
+    def loss(*arguments):
+        pairs = losses.same_group(arguments[-1], arguments[-1])
+        return RINGS[kind](*arguments[:-1], axis_name="ring", pairs=pairs)
 
-        loss, grads = jax.jit(shard(on_ring, in_specs=specs, out_specs=(P(), specs)))(
-            *inputs[:count]
-        )
-        whole = losses.tiled_sigmoid_loss if count == 4 else losses.tiled_softmax_loss
-        want = whole(*inputs[:count], pairs=host)
-        yield worst((loss, *grads), (want[0], *want[1]))
+    ring = shard_map(world_size, loss, len(inputs), more=(P(),))
+    value, grads = jax.jit(jax.value_and_grad(ring, argnums=range(len(inputs))))(*inputs, groups)
+    want = WHOLE[kind](*inputs, pairs=losses.same_group(groups, groups))
+    return worst((value, *grads), (want[0], *want[1]))
+
+
+def core(name, world_size):
+    """The core's ring over a JaxCommunicator."""
+    kind = "sigmoid" if name == "sigmoid_loss" else "softmax"
+    inputs, _ = batch(kind, world_size)
+
+    def ring(*shards):
+        loss, grads = getattr(sr.ring, name)(*shards, siglip_jax.JaxCommunicator("ring"))
+        return loss, tuple(grads)
+
+    outputs = (P(), (P("ring"), P("ring"), P(), P())[: len(inputs)])
+    loss, grads = jax.jit(shard_map(world_size, ring, len(inputs), outputs=outputs))(*inputs)
+    want = WHOLE[kind](*inputs)
+    return worst((loss, *grads), (want[0], *want[1]))
+
+
+def errors():
+    for kind in RINGS:
+        for world_size in WORLD_SIZES:
+            yield f"{kind} {world_size}", diagonal(kind, world_size, check_vma=True)
+        for world_size in (1, 4):
+            yield f"{kind} {world_size} unchecked", diagonal(kind, world_size, check_vma=False)
+        yield f"{kind} 3 groups", groups_of_the_batch(kind, 3)
+    for name in ("sigmoid_loss", "softmax_loss", "allgather_softmax_loss"):
+        yield f"core {name}", core(name, 3)
+
+
+def kit(dtype):
+    subject = Subject(
+        "siglip_jax",
+        dtype=dtype,
+        vjp=autodiff.jax,
+        expected_failures=dict.fromkeys(UNEVEN, EQUAL_SHARDS),
+    )
+
+    def on_a_ring(kind, zimg, ztxt, *scalars):
+        if len({len(shard) for shard in (*zimg, *ztxt)}) > 1:
+            raise ValueError(EQUAL_SHARDS)
+        loss = partial(RINGS[kind], axis_name="ring")
+        ring = shard_map(len(zimg), loss, 2 + len(scalars))
+        return jax.jit(ring)(jnp.concatenate(zimg), jnp.concatenate(ztxt), *scalars)
+
+    @subject.provides("ring_sigmoid_loss")
+    def sigmoid(zimg, ztxt, t_prime, b):
+        return on_a_ring("sigmoid", zimg, ztxt, t_prime, b)
+
+    @subject.provides("ring_softmax_loss")
+    def softmax(zimg, ztxt, t_prime):
+        return on_a_ring("softmax", zimg, ztxt, t_prime)
+
+    records = check_subject(subject, "ring").records
+    return {
+        "passed": Counter(r.operation for r in records if r.status == "passed"),
+        "failed": [f"{r.check}: {r.message}" for r in records if r.status == "failed"],
+        "score": max(r.score or 0.0 for r in records if r.status == "passed"),
+    }
+
+
+def memory(kind, world_size):
+    inputs, _ = batch(kind, world_size, n=256)
+    loss = partial(RINGS[kind], axis_name="ring", tile=32)
+    ring = shard_map(world_size, loss, len(inputs))
+    gradient = jax.jit(jax.value_and_grad(ring, argnums=range(len(inputs))))
+    return gradient.lower(*inputs).compile().memory_analysis().temp_size_in_bytes
 
 
 if __name__ == "__main__":
-    main()
+    found = {
+        "errors": dict(errors()),
+        "kit": {dtype: kit(dtype) for dtype in DTYPES},
+        "memory": {kind: [memory(kind, size) for size in (1, 4, 8)] for kind in RINGS},
+    }
+    print(json.dumps(found))

@@ -1,26 +1,20 @@
 """The sigmoid loss as a JAX function: gradients come from our one pass, not from a trace of it."""
 
+from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from siglip_jax.arguments import checked, jax_array, vary_alike
-from siglip_jax.cotangents import Residuals, pull_back, residuals
-from siglip_jax.tile_loop import Grid, Tile, add_rows, grid, rows_of
-from siglip_ref.losses import Pairs, diagonal, sigmoid_loss_bwd, sigmoid_loss_fwd
+from siglip_jax.differentiable import Arrays, Pass, differentiable
+from siglip_jax.sigmoid_sums import add_pairs, finished, no_pairs
+from siglip_jax.targets import Opened, closed, opened
+from siglip_jax.tile_loop import Grid
+from siglip_ref.losses import Pairs, diagonal
 from siglip_ref.losses.blocks import check_embeddings, check_scalar, indices
 from siglip_ref.losses.sigmoid import SigmoidLossCotangents
-from siglip_ref.precision import at_least_float32, cast_like
+from siglip_ref.precision import cast_like
 from siglip_ref.types import Array, Float, Int
-
-
-class SigmoidPass(NamedTuple):
-    """The loss of some pairs and its gradients, all in at least float32."""
-
-    loss: Float[Array, ""]
-    grads: SigmoidLossCotangents
 
 
 def sigmoid_loss(
@@ -41,11 +35,15 @@ def sigmoid_loss(
     then. Beside inputs and gradients there is never more than a tile of logits, and the compiled
     program does not grow with n.
 
-    Another function for `pairs` compiles anew, an equal one too.
+    Labels and weights of `pairs` are constants: they have no gradient. Outside of jit another
+    function for `pairs` compiles anew, an equal one too.
 
     Raises ValueError as the core does, and TypeError for a float64 array with jax_enable_x64 off.
     """
-    return _compiled(*checked(pairs, zimg, ztxt, t_prime=t_prime, b=b), tile, pairs)
+    arguments = checked(pairs, zimg, ztxt, t_prime=t_prime, b=b)
+    rows, columns = indices(arguments[0], None), indices(arguments[1], None)
+    program, constants = opened(pairs, rows, columns, tile)
+    return local(SigmoidPass(tile, program), arguments, constants)
 
 
 def tiled_sigmoid_loss(
@@ -67,103 +65,49 @@ def tiled_sigmoid_loss(
     check_scalar("b", b)
     arguments = tuple(jax_array(name, x) for name, x in named.items())
     places = indices(arguments[0], rows), indices(arguments[1], columns)
+    program, constants = opened(pairs, *places, tile)
+    total = zimg.shape[0] if total is None else total
     found: tuple[Array, SigmoidLossCotangents] = _tiled(
-        *arguments, *places, tile, pairs, zimg.shape[0] if total is None else total
+        program, tile, total, arguments, places, constants
     )
     return found
 
 
-@partial(jax.jit, static_argnums=(6, 7, 8))
+@dataclass(frozen=True)
+class SigmoidPass:
+    """The loss of a batch on one device."""
+
+    tile: int
+    pairs: Pairs | Opened
+
+    def __call__(self, arguments: Arrays, constants: Arrays) -> tuple[Array, Arrays]:
+        """See `Pass`."""
+        zimg, ztxt, t_prime, b = arguments
+        rows, columns = indices(zimg, None), indices(ztxt, None)
+        grid = Grid(rows, columns, self.tile, closed(self.pairs, constants))
+        sums = add_pairs(no_pairs(zimg, ztxt), zimg, ztxt, t_prime, b, grid)
+        return finished(sums, zimg, zimg.shape[0])
+
+
+@partial(jax.jit, static_argnums=0)
+def local(loss_pass: Pass, arguments: Arrays, constants: Arrays) -> Float[Array, ""]:
+    """The loss of one device, compiled, to be differentiated."""
+    return differentiable(loss_pass, vary_alike(*arguments), constants)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
 def _tiled(
-    zimg: Float[Array, "n d"],
-    ztxt: Float[Array, "m d"],
-    t_prime: Float[Array, ""],
-    b: Float[Array, ""],
-    rows: Int[Array, " n"],
-    columns: Int[Array, " m"],
+    pairs: Pairs | Opened,
     tile: int,
-    pairs: Pairs,
     total: int,
+    arguments: Arrays,
+    places: tuple[Int[Array, " n"], Int[Array, " m"]],
+    constants: Arrays,
 ) -> tuple[Float[Array, ""], SigmoidLossCotangents]:
-    zimg, ztxt, t_prime, b = vary_alike(zimg, ztxt, t_prime, b)
-    pair_grid = grid(rows, columns, tile, pairs)
-    loss, grads = sigmoid_pass(zimg, ztxt, t_prime, b, pair_grid, total)
+    zimg, ztxt, t_prime, b = vary_alike(*arguments)
+    grid = Grid(*places, tile, closed(pairs, constants))
+    sums = add_pairs(no_pairs(zimg, ztxt), zimg, ztxt, t_prime, b, grid)
+    loss, grads = finished(sums, zimg, total)
     return loss, SigmoidLossCotangents(
-        cast_like(grads.dzimg, zimg),
-        cast_like(grads.dztxt, ztxt),
-        cast_like(grads.dt_prime, t_prime),
-        cast_like(grads.db, b),
+        *(cast_like(grad, x) for grad, x in zip(grads, arguments, strict=True))
     )
-
-
-def sigmoid_pass(
-    zimg: Float[Array, "n d"],
-    ztxt: Float[Array, "m d"],
-    t_prime: Float[Array, ""],
-    b: Float[Array, ""],
-    pair_grid: Grid,
-    total: int,
-) -> SigmoidPass:
-    """The share of a grid of pairs in the loss of a batch of `total` images, and its gradients."""
-    t_prime, b = at_least_float32(t_prime), at_least_float32(b)
-
-    def step(done: SigmoidPass, tile: Tile) -> SigmoidPass:
-        images = at_least_float32(rows_of(zimg, tile.row, pair_grid.images.size))
-        texts = at_least_float32(rows_of(ztxt, tile.column, pair_grid.texts.size))
-        loss, res = sigmoid_loss_fwd(
-            images, texts, t_prime, b, pairs=lambda *_: tile.targets, total=total
-        )
-        part = sigmoid_loss_bwd(res, jnp.ones_like(loss))
-        grads = SigmoidLossCotangents(
-            add_rows(done.grads.dzimg, part.dzimg, tile.row),
-            add_rows(done.grads.dztxt, part.dztxt, tile.column),
-            done.grads.dt_prime + part.dt_prime,
-            done.grads.db + part.db,
-        )
-        return SigmoidPass(done.loss + loss, grads)
-
-    nothing = SigmoidLossCotangents(
-        *(jnp.zeros_like(at_least_float32(x)) for x in (zimg, ztxt, t_prime, b))
-    )
-    with jax.default_matmul_precision("highest"):  # float32 is float32 on any device
-        return pair_grid.fold(step, SigmoidPass(jnp.zeros_like(nothing.dzimg[0, 0]), nothing))
-
-
-@partial(jax.jit, static_argnums=(4, 5))
-def _compiled(
-    zimg: Float[Array, "n d"],
-    ztxt: Float[Array, "m d"],
-    t_prime: Float[Array, ""],
-    b: Float[Array, ""],
-    tile: int,
-    pairs: Pairs,
-) -> Float[Array, ""]:
-    return _sigmoid_loss(*vary_alike(zimg, ztxt, t_prime, b), tile, pairs)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _sigmoid_loss(
-    zimg: Float[Array, "n d"],
-    ztxt: Float[Array, "m d"],
-    t_prime: Float[Array, ""],
-    b: Float[Array, ""],
-    tile: int,
-    pairs: Pairs,
-) -> Float[Array, ""]:
-    return _fwd(zimg, ztxt, t_prime, b, tile, pairs)[0]
-
-
-def _fwd(
-    zimg: Float[Array, "n d"],
-    ztxt: Float[Array, "m d"],
-    t_prime: Float[Array, ""],
-    b: Float[Array, ""],
-    tile: int,
-    pairs: Pairs,
-) -> tuple[Float[Array, ""], Residuals]:
-    pair_grid = grid(indices(zimg, None), indices(ztxt, None), tile, pairs)
-    loss, grads = sigmoid_pass(zimg, ztxt, t_prime, b, pair_grid, zimg.shape[0])
-    return loss, residuals(grads, (zimg, ztxt, t_prime, b))
-
-
-_sigmoid_loss.defvjp(_fwd, lambda _tile, _pairs, res, dloss: pull_back(res, dloss))

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from array_api_compat import array_namespace
 
+from siglip_ref.fused import fusable
 from siglip_ref.primitives.softmax import softmax, softmax_bwd
 from siglip_ref.types import Array, Float
 
@@ -18,6 +19,7 @@ class DotProductAttentionResiduals(NamedTuple):
     weights: Float[Array, "n h l m"]
 
 
+@fusable
 def dot_product_attention_fwd(
     query: Float[Array, "n h l k"], key: Float[Array, "n h m k"], value: Float[Array, "n h m k"]
 ) -> tuple[Float[Array, "n h l k"], DotProductAttentionResiduals]:
@@ -31,6 +33,7 @@ def dot_product_attention_fwd(
     return weights @ value, DotProductAttentionResiduals(query, key, value, weights)
 
 
+@fusable
 def dot_product_attention_bwd(
     res: DotProductAttentionResiduals, dout: Float[Array, "n h l k"]
 ) -> tuple[Float[Array, "n h l k"], Float[Array, "n h m k"], Float[Array, "n h m k"]]:

@@ -2,6 +2,7 @@
 
 import math
 
+from siglip_ref.fused import fusable
 from siglip_ref.primitives.sigmoid import sigmoid
 from siglip_ref.types import Array, Float
 
@@ -9,6 +10,7 @@ _TWICE_SQRT_2_OVER_PI = 2 * math.sqrt(2 / math.pi)
 _CUBIC = 0.044715
 
 
+@fusable
 def gelu_tanh_fwd(
     x: Float[Array, "*shape"],
 ) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
@@ -21,6 +23,7 @@ def gelu_tanh_fwd(
     return gelu_tanh(x), x
 
 
+@fusable
 def gelu_tanh_bwd(
     res: Float[Array, "*shape"], dout: Float[Array, "*shape"]
 ) -> Float[Array, "*shape"]:

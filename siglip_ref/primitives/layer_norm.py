@@ -4,6 +4,7 @@ from typing import NamedTuple, TypedDict
 
 from array_api_compat import array_namespace
 
+from siglip_ref.fused import fusable
 from siglip_ref.precision import at_least_float32, cast_like
 from siglip_ref.types import Array, Float
 
@@ -23,6 +24,7 @@ class LayerNormResiduals(NamedTuple):
     scale: Float[Array, " d"]
 
 
+@fusable
 def layer_norm_fwd(
     x: Float[Array, "*batch d"], params: LayerNormParams, eps: float
 ) -> tuple[Float[Array, "*batch d"], LayerNormResiduals]:
@@ -45,6 +47,7 @@ def layer_norm_fwd(
     return out, LayerNormResiduals(normalized, inv_std, params["scale"])
 
 
+@fusable
 def layer_norm_bwd(
     res: LayerNormResiduals, dout: Float[Array, "*batch d"]
 ) -> tuple[Float[Array, "*batch d"], LayerNormParams]:

@@ -18,5 +18,5 @@ def sigmoid(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     wide = at_least_float32(x)
     # exp(-x) is kept just below the largest finite number: it never overflows to infinity.
     limit = math.log(float(xp.finfo(wide.dtype).max)) - 1
-    capped = xp.minimum(-wide, xp.asarray(limit, dtype=wide.dtype, device=device(x)))
+    capped = xp.minimum(-wide, xp.full((), limit, dtype=wide.dtype, device=device(x)))
     return cast_like(1 / (1 + xp.exp(capped)), x)

@@ -169,9 +169,9 @@ def numpy_sides(n: int) -> dict[str, Run]:
 
 def torch_sides(n: int) -> dict[str, Run]:
     import torch
-    from siglip_torch import TorchBackend
 
     from siglip_ref.losses.blocks import tiles
+    from siglip_torch import TorchBackend
     from subjects.open_clip import losses
 
     zimg, ztxt = (torch.from_numpy(z) for z in embeddings(n))

@@ -28,16 +28,16 @@ PATIENCE = 40.0
 class Ranks:
     """At most `most` processes, started on entering and ended on leaving the block."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, most: int, start: str = "spawn") -> None:
+        # By default a fresh interpreter each: a forked PyTorch may hang.
+        self._most, self._start = most, start
         self._ranks = []
         self._folder = None
         self._size = self._groups = 0
 
     def __enter__(self) -> "Ranks":
         self._folder = tempfile.TemporaryDirectory()
-        # A fresh interpreter each: a forked PyTorch may hang.
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context(self._start)
         for rank in range(self._most):
             here, there = context.Pipe()
             process = context.Process(target=_serve, args=(rank, there), daemon=True)

@@ -24,6 +24,10 @@ TINY = [
 ]
 LAUNCHERS = {
     "mpi": lambda count: [str(BIN / "mpiexec"), "-n", str(count)],
+    "torch": lambda count: [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python"),
+        *("--nproc-per-node", str(count)),
+    ],
 }
 
 

@@ -19,7 +19,7 @@ TINY = [
 ]
 # What overflows in a float16 step that is then left out, NumPy says.
 pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid|divide):RuntimeWarning")
-BACKENDS = ["numpy", "jax"]
+BACKENDS = ["numpy", "torch", "jax"]
 
 
 def run(folder: Path, *flags: str) -> int:

@@ -1,0 +1,85 @@
+"""CuPy as a backend of the core."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
+
+import cupy
+import cupyx
+from numpy.typing import NDArray
+
+from siglip_cupy.forms import register_forms
+from siglip_cupy.gemm import cublas
+from siglip_cupy.tile_loop import tiled_sigmoid_loss
+from siglip_ref.losses import TiledSigmoidLoss
+from siglip_ref.types import Array, Map
+
+Fn = TypeVar("Fn", bound=Callable[..., Any])
+
+
+class CupyBackend:
+    """CuPy on the current CUDA device.
+
+    Making one also registers the fused forms of the core's operations for CuPy arrays.
+
+    Raises RuntimeError if there is no CUDA device, or if cuBLAS cannot be loaded.
+    """
+
+    name = "cupy"
+    sigmoid_loss: TiledSigmoidLoss = staticmethod(tiled_sigmoid_loss)
+
+    def __init__(self) -> None:
+        _require_device()
+        _require_cublas()
+        register_forms()
+
+    def asarray(self, x: NDArray[Any]) -> Array:
+        """The array on the device; CuPy sends it from pinned memory, without waiting for it."""
+        return cupy.asarray(x)
+
+    def to_numpy(self, x: Array) -> NDArray[Any]:
+        """The array in pinned memory of the host, once it is there."""
+        sent = cupy.ascontiguousarray(x)  # which has an axis where a 0-d array has none
+        host: NDArray[Any] = cupyx.empty_pinned(sent.shape, dtype=x.dtype)
+        sent.get(out=host)
+        return host.reshape(x.shape)
+
+    def compile(self, fn: Fn) -> Fn:
+        """`fn` itself: CuPy has no compiler of functions, and the kernels are compiled already."""
+        return fn
+
+    def synchronize(self) -> None:
+        """Wait for the current device."""
+        cupy.cuda.Device().synchronize()
+
+    def peak_memory(self) -> int:
+        """Most bytes that CuPy's memory pool has taken from the device; it gives none back."""
+        return int(cupy.get_default_memory_pool().total_bytes())
+
+    def parallel_map(self) -> AbstractContextManager[Map]:
+        """The built-in `map`: the device is kept busy by one thread."""
+        return nullcontext(map)
+
+
+def _require_device() -> None:
+    wanted = "the cupy backend needs a CUDA device"
+    advice = (
+        "install the NVIDIA driver, or show this process a device (CUDA_VISIBLE_DEVICES), or use "
+        "another backend"
+    )
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        raise RuntimeError(f"{wanted}, got {error}; {advice}") from error
+    if count < 1:
+        raise RuntimeError(f"{wanted}, got 0 devices; {advice}")
+
+
+def _require_cublas() -> None:
+    try:
+        cublas()
+    except ImportError as error:
+        raise RuntimeError(
+            f"the cupy backend needs cuBLAS, which cannot be loaded ({error}); install the CUDA "
+            "libraries: pip install 'siglip-ref[cupy]'"
+        ) from error

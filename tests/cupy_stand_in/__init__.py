@@ -1,0 +1,1 @@
+"""A stand-in for CuPy on a machine without a GPU: see namespace.py."""
