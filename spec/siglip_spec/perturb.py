@@ -229,7 +229,7 @@ def _namespace(source: Disturbance) -> SimpleNamespace:
             name: exact(getattr(np, name))
             for name in (
                 "abs", "arange", "argsort", "asarray", "astype", "broadcast_to", "concat",
-                "expand_dims", "full_like", "matrix_transpose", "max", "maximum", "minimum",
+                "expand_dims", "full", "full_like", "matrix_transpose", "max", "maximum", "minimum",
                 "ones_like", "permute_dims", "reshape", "searchsorted", "sign", "stack", "take",
                 "where", "zeros", "zeros_like",
             )
