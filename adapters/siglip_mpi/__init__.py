@@ -2,9 +2,9 @@
 
 from siglip_mpi.communicator import MpiCommunicator, communicator
 from siglip_mpi.counted import Counted
-from siglip_mpi.faults import RingError
 from siglip_mpi.simulated import AbortedError, SimulatedMPI, simulate
 from siglip_mpi.world import world
+from siglip_ref.faults import RingError
 
 __all__ = [
     "AbortedError",

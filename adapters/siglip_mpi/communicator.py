@@ -10,9 +10,8 @@ from typing import Any, Self
 import numpy as np
 from array_api_compat import array_namespace
 
-from siglip_mpi.faults import Notice, Reason, RingError, Watch
+from siglip_mpi.faults import Watch
 from siglip_mpi.message import (
-    COLLECTIVE,
     HEADER,
     Header,
     Host,
@@ -24,6 +23,7 @@ from siglip_mpi.message import (
 )
 from siglip_mpi.simulated import AbortedError
 from siglip_ref.communicator import Arrays
+from siglip_ref.faults import COLLECTIVE, Notice, Reason, RingError
 from siglip_ref.precision import at_least_float32, cast_like
 from siglip_ref.types import Array
 
@@ -88,7 +88,7 @@ class MpiCommunicator:
         for array in arrays:
             xp = array_namespace(array)
             if not bool(xp.all(xp.isfinite(array))):
-                self._watch.stop(Notice(self.rank, self.rank, step, Reason.NOT_FINITE))
+                self._watch.stop(Notice(self.rank, (self.rank,), step, Reason.NOT_FINITE))
         finish = self._exchange(
             [(to_host(array), dtype_name(array)) for array in arrays],
             [(rows, *array.shape[1:]) for array in arrays],
@@ -136,7 +136,7 @@ class MpiCommunicator:
             return
         report = f"rank {self.rank} stopped: {error}\n"
         if not isinstance(error, RingError):
-            self._watch.tell(Notice(self.rank, self.rank, self._step, Reason.FAILED))
+            self._watch.tell(Notice(self.rank, (self.rank,), self._step, Reason.FAILED))
             report = "".join(traceback.format_exception(kind, error, trace)) + report
         self._watch.linger()  # mpiexec may end all ranks as soon as one of them says a word
         sys.stderr.write(report)
@@ -177,7 +177,9 @@ class MpiCommunicator:
             for numbers, wanted in zip(coming, expected, strict=True):
                 got = decode(numbers)
                 if got != wanted:
-                    self._watch.stop(Notice(self.rank, left, step, Reason.MISMATCH, got, wanted))
+                    self._watch.stop(
+                        Notice(self.rank, (left,), step, Reason.MISMATCH, str(got), str(wanted))
+                    )
             for receive in receives:
                 self._watch.until(receive, left, step)
             for send in sends:

@@ -13,6 +13,7 @@ from array_api_compat import (
 )
 from numpy.typing import NDArray
 
+from siglip_ref.faults import place
 from siglip_ref.types import Array
 
 Host = NDArray[np.generic]
@@ -21,9 +22,6 @@ DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32")
 AXES = 4
 HEADER = 2 + 2 + AXES
 """Numbers in a header: hop, ring step, dtype, number of axes, and their sizes."""
-
-COLLECTIVE = -1
-"""Stands for the ring step in sums and gathers over all ranks."""
 
 
 class Header(NamedTuple):
@@ -51,11 +49,6 @@ def decode(numbers: NDArray[np.int64]) -> Header:
     known = 0 <= code < len(DTYPES)
     dtype = DTYPES[code] if known else f"dtype {code}"
     return Header(hop, step, dtype, tuple(sizes[: max(0, ndim)]))
-
-
-def place(step: int) -> str:
-    """A ring step in words."""
-    return "a sum over the ranks" if step == COLLECTIVE else f"ring step {step}"
 
 
 def dtype_name(array: Array) -> str:

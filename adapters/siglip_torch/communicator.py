@@ -17,16 +17,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from siglip_ref.communicator import Arrays
+from siglip_ref.faults import COLLECTIVE, GRACE, Notice, Reason, RingError
 from siglip_ref.types import Array
-from siglip_torch.faults import (
-    COLLECTIVE,
-    GRACE,
-    Board,
-    Notice,
-    Reason,
-    RingError,
-    StoppedError,
-)
+from siglip_torch.faults import Board, StoppedError
 from siglip_torch.message import decoded, encoded, header_of, is_finite, to_home, to_tensor
 
 TIMEOUT = 60.0

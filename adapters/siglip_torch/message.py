@@ -7,8 +7,8 @@ import torch
 from array_api_compat import is_numpy_array
 from torch import Tensor
 
+from siglip_ref.faults import place
 from siglip_ref.types import Array
-from siglip_torch.faults import place
 
 HEADER = 512
 """Bytes of a header."""

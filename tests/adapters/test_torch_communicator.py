@@ -29,7 +29,7 @@ torch = library("torch")
 
 import siglip_torch  # noqa: E402 - needs Torch, without which these tests are skipped
 import torch_ring_program  # noqa: E402
-from siglip_torch.faults import GRACE, Notice, Reason, verdict  # noqa: E402
+from siglip_ref.faults import GRACE, Notice, Reason, verdict  # noqa: E402
 from siglip_torch.message import is_finite, to_tensor  # noqa: E402
 from torch_ring_program import T_PRIME, B, pairs_of, shard  # noqa: E402
 
