@@ -63,7 +63,7 @@ def encode_image(
 
     Raises ValueError if the images or the parameters do not fit `config`.
     """
-    _check_images(images, config)
+    check_images(images, config)
     check_params(params, config)
     return encode_image_fwd(params, images, config)[0]
 
@@ -76,7 +76,7 @@ def encode_text(
     Raises ValueError if the tokens or the parameters do not fit `config`, TypeError if the
     tokens are not integers.
     """
-    _check_tokens(tokens, config)
+    check_tokens(tokens, config)
     check_params(params, config)
     return encode_text_fwd(params, tokens, config)[0]
 
@@ -121,7 +121,7 @@ def probe_image(
     params: Tree, images: Float[Array, "n height width c"], config: SiglipConfig
 ) -> dict[str, Array]:
     """Every intermediate of the image tower by name (see `encoders.image_probes`), then `zimg`."""
-    _check_images(images, config)
+    check_images(images, config)
     check_params(params, config)
     probes = image_probes(images, params["img"], config.image)
     return {**probes, "zimg": l2_normalize_fwd(probes["pooled"], config.l2_norm_eps)[0]}
@@ -129,7 +129,7 @@ def probe_image(
 
 def probe_text(params: Tree, tokens: Int[Array, "n l"], config: SiglipConfig) -> dict[str, Array]:
     """Every intermediate of the text tower by name (see `encoders.text_probes`), then `ztxt`."""
-    _check_tokens(tokens, config)
+    check_tokens(tokens, config)
     check_params(params, config)
     probes = text_probes(tokens, params["txt"], config.text)
     return {**probes, "ztxt": l2_normalize_fwd(probes["pooled"], config.l2_norm_eps)[0]}
@@ -183,8 +183,8 @@ def loss_and_grads(
 
     Source: arXiv:2303.15343, algorithm 1; microbatches with `towers`: arXiv:2101.06983.
     """
-    _check_images(images, config)
-    _check_tokens(tokens, config)
+    check_images(images, config)
+    check_tokens(tokens, config)
     check_params(params, config)
     if pairs is diagonal and images.shape[0] != tokens.shape[0]:
         raise ValueError(
@@ -209,16 +209,14 @@ def loss_and_grads(
         xp.concat([z for part, z in zip(parts, embeddings, strict=True) if part.tower == tower])
         for tower in ("img", "txt")
     )
-    if dloss is None:
-        value, dzimg, dztxt, scalars = _loss_on_embeddings(
-            loss, zimg, ztxt, params, pairs, tile, block_loss, comm
-        )
-    else:
+    given = zimg, ztxt
+    if dloss is not None:
+        given = at_least_float32(zimg), at_least_float32(ztxt)
+    value, dzimg, dztxt, scalars = _loss_on_embeddings(
+        loss, *given, params, pairs, tile, block_loss, comm
+    )
+    if dloss is not None:
         # Multiplied before it is rounded to 16 bits, since after that what is lost is lost.
-        wide = at_least_float32(zimg), at_least_float32(ztxt)
-        value, dzimg, dztxt, scalars = _loss_on_embeddings(
-            loss, *wide, params, pairs, tile, block_loss, comm
-        )
         dzimg, dztxt = cast_like(dloss * dzimg, zimg), cast_like(dloss * dztxt, ztxt)
         scalars = tree_map(lambda g: cast_like(dloss * g, g), scalars)
 
@@ -303,7 +301,8 @@ def _loss_on_embeddings(
     return value, dzimg, dztxt, {"t_prime": dt_prime, "b": db}
 
 
-def _check_images(images: Float[Array, "n height width c"], config: SiglipConfig) -> None:
+def check_images(images: Float[Array, "n height width c"], config: SiglipConfig) -> None:
+    """Raise ValueError unless there are images, of the size of the configuration."""
     size = config.image.image_size
     if images.ndim != 4 or tuple(images.shape[1:]) != (size, size, 3) or images.shape[0] < 1:
         raise ValueError(
@@ -312,7 +311,8 @@ def _check_images(images: Float[Array, "n height width c"], config: SiglipConfig
         )
 
 
-def _check_tokens(tokens: Int[Array, "n l"], config: SiglipConfig) -> None:
+def check_tokens(tokens: Int[Array, "n l"], config: SiglipConfig) -> None:
+    """Raise ValueError unless there are texts of the context length, TypeError unless integers."""
     length = config.text.context_length
     if tokens.ndim != 2 or tokens.shape[1] != length or tokens.shape[0] < 1:
         raise ValueError(

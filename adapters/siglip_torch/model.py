@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 import siglip_ref as sr
 from siglip_ref.model import (
-    _check_images,
-    _check_tokens,
+    check_images,
+    check_tokens,
     encode_image_bwd,
     encode_image_fwd,
     encode_text_bwd,
@@ -69,7 +69,7 @@ class SiglipModel(nn.Module):
 
         Raises ValueError if they do not fit the configuration.
         """
-        _check_images(images, self.config)
+        check_images(images, self.config)
         return self._encode("img", images, encode_image_fwd, encode_image_bwd)
 
     def encode_text(self, tokens: Int[Tensor, "n l"]) -> Float[Tensor, "n d"]:
@@ -77,7 +77,7 @@ class SiglipModel(nn.Module):
 
         Raises ValueError if they do not fit the configuration, TypeError if they are not integers.
         """
-        _check_tokens(tokens, self.config)
+        check_tokens(tokens, self.config)
 
         def backward(*args: Any) -> tuple[None, Tree]:
             return None, encode_text_bwd(*args)
