@@ -19,11 +19,6 @@ _MARKS = {
 """Environment variables that a launcher sets for the processes it starts."""
 
 
-def backend_names() -> list[str]:
-    """Names of the backends that packages announce under the entry point group."""
-    return sorted(point.name for point in entry_points(group=BACKENDS))
-
-
 def find_backend(name: str) -> Backend:
     """The backend of this name.
 
