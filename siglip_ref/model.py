@@ -17,6 +17,7 @@ from siglip_ref.encoders import (
     text_fwd,
     text_probes,
 )
+from siglip_ref.encoders.execution import WHOLE, Execution
 from siglip_ref.encoders.image import ImageResiduals
 from siglip_ref.encoders.text import TextResiduals
 from siglip_ref.losses import (
@@ -30,11 +31,11 @@ from siglip_ref.losses import (
     tiled_sigmoid_loss,
     tiled_softmax_loss,
 )
-from siglip_ref.losses.blocks import tiles
 from siglip_ref.params import check_params
 from siglip_ref.precision import at_least_float32, cast_like
 from siglip_ref.primitives import l2_normalize_bwd, l2_normalize_fwd
 from siglip_ref.primitives.l2_normalize import L2NormalizeResiduals
+from siglip_ref.tiles import tiles
 from siglip_ref.tree import tree_map
 from siglip_ref.types import Array, Float, Int, Map, Tree
 
@@ -85,36 +86,46 @@ def encode_image_fwd(
     params: Tree,
     images: Float[Array, "n height width c"],
     config: SiglipConfig,
-    *,
-    remat: bool = False,
+    execution: Execution = WHOLE,
 ) -> tuple[Float[Array, "n d"], ImageTowerResiduals]:
     """zimg = l2_normalize(image tower(images))."""
-    pooled, tower = image_fwd(images, params["img"], config.image, remat=remat)
+    pooled, tower = image_fwd(images, params["img"], config.image, execution)
     zimg, normalize = l2_normalize_fwd(pooled, config.l2_norm_eps)
     return zimg, ImageTowerResiduals(tower, normalize)
 
 
 def encode_image_bwd(
-    res: ImageTowerResiduals, dzimg: Float[Array, "n d"], config: SiglipConfig
+    res: ImageTowerResiduals,
+    dzimg: Float[Array, "n d"],
+    config: SiglipConfig,
+    execution: Execution = WHOLE,
 ) -> tuple[Float[Array, "n height width c"], Tree]:
     """Cotangents of the images and of `params["img"]`."""
-    return image_bwd(res.tower, l2_normalize_bwd(res.normalize, dzimg), config.image)
+    dpooled = l2_normalize_bwd(res.normalize, dzimg)
+    return image_bwd(res.tower, dpooled, config.image, execution)
 
 
 def encode_text_fwd(
-    params: Tree, tokens: Int[Array, "n l"], config: SiglipConfig, *, remat: bool = False
+    params: Tree,
+    tokens: Int[Array, "n l"],
+    config: SiglipConfig,
+    execution: Execution = WHOLE,
 ) -> tuple[Float[Array, "n d"], TextTowerResiduals]:
     """ztxt = l2_normalize(text tower(tokens))."""
-    pooled, tower = text_fwd(tokens, params["txt"], config.text, remat=remat)
+    pooled, tower = text_fwd(tokens, params["txt"], config.text, execution)
     ztxt, normalize = l2_normalize_fwd(pooled, config.l2_norm_eps)
     return ztxt, TextTowerResiduals(tower, normalize)
 
 
 def encode_text_bwd(
-    res: TextTowerResiduals, dztxt: Float[Array, "n d"], config: SiglipConfig
+    res: TextTowerResiduals,
+    dztxt: Float[Array, "n d"],
+    config: SiglipConfig,
+    execution: Execution = WHOLE,
 ) -> Tree:
     """The cotangent of `params["txt"]`."""
-    return text_bwd(res.tower, l2_normalize_bwd(res.normalize, dztxt), config.text)
+    dpooled = l2_normalize_bwd(res.normalize, dztxt)
+    return text_bwd(res.tower, dpooled, config.text, execution)
 
 
 def probe_image(
@@ -159,12 +170,13 @@ def loss_and_grads(
     tile
         Compute the loss in tiles of this many images and texts; None computes it whole.
     microbatch
-        Run the towers over this many images, or texts, at a time. The loss still sees the whole
-        batch, so the gradients are those of the whole batch to rounding.
+        Run each layer over this many images, or texts, at a time, and with `remat` of `towers`
+        whole towers. The loss still sees the whole batch, so the gradients are those of the whole
+        batch to rounding.
     remat
         What the backward pass computes again instead of keeping it: `blocks` keeps the input of
-        each block, `towers` keeps nothing of a microbatch but its embeddings. The gradients are
-        the same to the last bit.
+        each block, `towers` keeps nothing of a microbatch but its embeddings. With the same
+        layers in the same parts, the gradients are the same to the last bit.
     parallel_map
         How the microbatches are mapped over; a thread pool's `map` runs them side by side.
     block_loss
@@ -195,16 +207,21 @@ def loss_and_grads(
         raise ValueError(f"remat must be nothing, blocks or towers, got {remat!r}")
 
     xp = array_namespace(images, tokens)
+    if remat == "towers":
+        size, part_map, execution = microbatch, parallel_map, WHOLE
+    else:
+        size, part_map = None, map
+        execution = Execution(remat == "blocks", microbatch, parallel_map)
     parts = [
-        *(Part("img", rows, images[rows, ...]) for rows in _microbatches(images, microbatch)),
-        *(Part("txt", rows, tokens[rows, ...]) for rows in _microbatches(tokens, microbatch)),
+        *(Part("img", rows, images[rows, ...]) for rows in _microbatches(images, size)),
+        *(Part("txt", rows, tokens[rows, ...]) for rows in _microbatches(tokens, size)),
     ]
 
     def forward(part: Part) -> tuple[Array, ImageTowerResiduals | TextTowerResiduals | None]:
-        z, res = _encode(params, part, config, remat=remat == "blocks")
+        z, res = _encode(params, part, config, execution)
         return z, None if remat == "towers" else res
 
-    embeddings, residuals = (list(x) for x in zip(*parallel_map(forward, parts), strict=True))
+    embeddings, residuals = (list(x) for x in zip(*part_map(forward, parts), strict=True))
     zimg, ztxt = (
         xp.concat([z for part, z in zip(parts, embeddings, strict=True) if part.tower == tower])
         for tower in ("img", "txt")
@@ -225,14 +242,14 @@ def loss_and_grads(
     ) -> tuple[str, Tree]:
         part, res = work
         if res is None:
-            _, res = _encode(params, part, config, remat=False)
+            _, res = _encode(params, part, config, execution)
         if isinstance(res, ImageTowerResiduals):
-            return "img", encode_image_bwd(res, dzimg[part.rows, :], config)[1]
-        return "txt", encode_text_bwd(res, dztxt[part.rows, :], config)
+            return "img", encode_image_bwd(res, dzimg[part.rows, :], config, execution)[1]
+        return "txt", encode_text_bwd(res, dztxt[part.rows, :], config, execution)
 
     grads: dict[str, Tree] = {}
-    # Handed over one by one, so that a microbatch's residuals go when its gradients come.
-    for tower, dparams in parallel_map(backward, ((part, residuals.pop(0)) for part in parts)):
+    # Handed over one by one, so that the residuals of a part go when its gradients come.
+    for tower, dparams in part_map(backward, ((part, residuals.pop(0)) for part in parts)):
         grads[tower] = tree_map(add, grads[tower], dparams) if tower in grads else dparams
     if comm is not None:
         grads = ring.sum_gradients(grads, comm)
@@ -240,7 +257,7 @@ def loss_and_grads(
 
 
 class Part(NamedTuple):
-    """A microbatch of one tower: which rows of the batch, and these rows."""
+    """What of a batch one tower is run over at a time: which rows, and these rows."""
 
     tower: Literal["img", "txt"]
     rows: slice
@@ -248,11 +265,11 @@ class Part(NamedTuple):
 
 
 def _encode(
-    params: Tree, part: Part, config: SiglipConfig, *, remat: bool
+    params: Tree, part: Part, config: SiglipConfig, execution: Execution
 ) -> tuple[Float[Array, "n d"], ImageTowerResiduals | TextTowerResiduals]:
     if part.tower == "img":
-        return encode_image_fwd(params, part.inputs, config, remat=remat)
-    return encode_text_fwd(params, part.inputs, config, remat=remat)
+        return encode_image_fwd(params, part.inputs, config, execution)
+    return encode_text_fwd(params, part.inputs, config, execution)
 
 
 def _microbatches(inputs: Array, microbatch: int | None) -> Iterable[slice]:

@@ -106,22 +106,19 @@ def dot_product_attention_fwd_form(
     if not _kernels_fit(query, key, value):
         return formula_of(dot_product_attention_fwd)(query, key, value)
     query, key, value = contiguous(query), contiguous(key), contiguous(value)
-    scores = _product(query, _swapped(key), wide=True, alpha=1 / math.sqrt(query.shape[-1]))
-    weights = cupy.empty(scores.shape, dtype=query.dtype)
-    length = weights.shape[-1]
-    args = (scores, weights, weights.size // length, length)
-    _launch("softmax_fwd", weights, _row_blocks(weights), args)
-    return _product(weights, value), DotProductAttentionResiduals(query, key, value, weights)
+    out = _product(_attention_weights(query, key), value)
+    return out, DotProductAttentionResiduals(query, key, value)
 
 
 def dot_product_attention_bwd_form(
     res: DotProductAttentionResiduals, dout: Float[Array, "n h l k"]
 ) -> tuple[Array, Array, Array]:
-    """`dot_product_attention_bwd` in four batched products and a kernel."""
+    """`dot_product_attention_bwd` in five batched products and two kernels."""
     if not _kernels_fit(*res, dout):
         return formula_of(dot_product_attention_bwd)(res, dout)
-    query, key, value, weights = (contiguous(x) for x in res)
+    query, key, value = (contiguous(x) for x in res)
     dout = contiguous(dout)
+    weights = _attention_weights(query, key)
     scale = 1 / math.sqrt(query.shape[-1])
     dvalue = _product(_swapped(weights), dout)
     dweights = _product(dout, _swapped(value), wide=True)
@@ -132,6 +129,15 @@ def dot_product_attention_bwd_form(
     dquery = _product(dscores, key, alpha=scale)
     dkey = _product(_swapped(dscores), query, alpha=scale)
     return dquery, dkey, dvalue
+
+
+def _attention_weights(query: Float[Array, "n h l k"], key: Float[Array, "n h m k"]) -> Array:
+    scores = _product(query, _swapped(key), wide=True, alpha=1 / math.sqrt(query.shape[-1]))
+    weights = cupy.empty(scores.shape, dtype=query.dtype)
+    length = weights.shape[-1]
+    args = (scores, weights, weights.size // length, length)
+    _launch("softmax_fwd", weights, _row_blocks(weights), args)
+    return weights
 
 
 FORMS: dict[Callable[..., Any], Callable[..., Any]] = {

@@ -6,9 +6,10 @@ import numpy as np
 from siglip_cupy.gemm import gemm
 from siglip_cupy.kernels import MOST_BLOCKS, ROUNDED, WIDE, blocks, contiguous, launch
 from siglip_ref.losses import Pairs, diagonal
-from siglip_ref.losses.blocks import check_embeddings, check_scalar, indices, tiles
+from siglip_ref.losses.blocks import check_embeddings, check_scalar, indices
 from siglip_ref.losses.sigmoid import SigmoidLossCotangents
 from siglip_ref.precision import at_least_float32, cast_like
+from siglip_ref.tiles import tiles
 from siglip_ref.types import Array, Float, Int
 
 

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from siglip_ref.losses import Pairs, diagonal
-from siglip_ref.losses.blocks import check_embeddings, check_scalar, indices, tiles
+from siglip_ref.losses.blocks import check_embeddings, check_scalar, indices
 from siglip_ref.losses.sigmoid import SigmoidLossCotangents, pair_nll
 from siglip_ref.precision import at_least_float32, cast_like
+from siglip_ref.tiles import tiles
 from siglip_ref.types import Map
 
 Floats = NDArray[np.floating[Any]]

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from siglip_ref.losses import Pairs, diagonal
-from siglip_ref.losses.blocks import check_embeddings, check_scalar, indices, tiles
+from siglip_ref.losses.blocks import check_embeddings, check_scalar, indices
 from siglip_ref.losses.sigmoid import SigmoidLossCotangents, pair_nll
 from siglip_ref.precision import at_least_float32
+from siglip_ref.tiles import tiles
 from siglip_ref.types import Float, Int
 
 TILE = 1024

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple, TypedDict
 
-from siglip_ref.encoders.mlp import MlpParams, MlpResiduals, mlp_bwd, mlp_fwd
+from siglip_ref.encoders.mlp import MlpParams, MlpResiduals, mlp_bwd, mlp_fwd, mlp_probe
 from siglip_ref.primitives import (
     AttentionParams,
     LayerNormParams,
@@ -12,6 +12,7 @@ from siglip_ref.primitives import (
     multi_head_attention_bwd,
     multi_head_attention_fwd,
 )
+from siglip_ref.primitives.dot_product_attention import attention_weights
 from siglip_ref.primitives.layer_norm import LayerNormResiduals
 from siglip_ref.primitives.multi_head_attention import AttentionResiduals
 from siglip_ref.types import Array, Float
@@ -70,10 +71,10 @@ def block_probes(x: Float[Array, "n l d"], res: BlockResiduals) -> dict[str, Arr
     `+attn` is the sum after the attention, `+mlp` the output of the block.
     """
     attended, _ = dense_fwd(*res.attn.out)
-    expanded, _ = dense_fwd(*res.mlp.dense_1)
+    expanded = mlp_probe(res.mlp)
     return {
         "ln_0": res.attn.query.x,
-        "attn/weights": res.attn.attention.weights,
+        "attn/weights": attention_weights(res.attn.attention.query, res.attn.attention.key),
         "attn": attended,
         "+attn": x + attended,
         "ln_1": res.mlp.dense_0.x,

@@ -1,5 +1,6 @@
 """The stack of blocks with its final normalisation, which both towers share."""
 
+from functools import partial
 from typing import NamedTuple
 
 from siglip_ref.config import ImageConfig, TextConfig
@@ -10,6 +11,7 @@ from siglip_ref.encoders.block import (
     block_fwd,
     block_probes,
 )
+from siglip_ref.encoders.execution import WHOLE, Execution, backward_in_parts, forward_in_parts
 from siglip_ref.primitives import LayerNormParams, layer_norm_bwd, layer_norm_fwd
 from siglip_ref.primitives.layer_norm import LayerNormResiduals
 from siglip_ref.types import Array, Float, Tree
@@ -23,9 +25,9 @@ class RematResiduals(NamedTuple):
 
 
 class EncoderResiduals(NamedTuple):
-    """What `encoder_bwd` needs from `encoder_fwd`."""
+    """What `encoder_bwd` needs from `encoder_fwd`: of each block, for each microbatch."""
 
-    blocks: tuple[BlockResiduals | RematResiduals, ...]
+    blocks: tuple[tuple[BlockResiduals | RematResiduals, ...], ...]
     norm: LayerNormResiduals
 
 
@@ -33,47 +35,63 @@ def encoder_fwd(
     x: Float[Array, "n l d"],
     params: Tree,
     config: ImageConfig | TextConfig,
-    *,
-    remat: bool = False,
+    execution: Execution = WHOLE,
 ) -> tuple[Float[Array, "n l d"], EncoderResiduals]:
     """out = encoder_norm(block_{depth-1}( … block_0(x))).
 
-    `params` has the blocks under `block/00`, `block/01`, … and `encoder_norm`. With `remat` the
-    memory of a block is its input only, for one more forward pass; gradients keep every bit.
+    `params` has the blocks under `block/00`, `block/01`, … and `encoder_norm`. With `remat`
+    the memory of a block is its input only, for one more forward pass; gradients keep every bit.
 
     Source: big_vision, `models/vit.py`, `Encoder`.
     """
-    blocks: list[BlockResiduals | RematResiduals] = []
+
+    def forward(
+        x: Float[Array, "n l d"], block: BlockParams
+    ) -> tuple[Float[Array, "n l d"], BlockResiduals | RematResiduals]:
+        out, res = block_fwd(x, block, config.num_heads, config.layer_norm_eps)
+        return out, RematResiduals(x, block) if execution.remat else res
+
+    blocks: list[tuple[BlockResiduals | RematResiduals, ...]] = []
     for index in range(config.depth):
         block = params["block"][block_name(index)]
-        out, res = block_fwd(x, block, config.num_heads, config.layer_norm_eps)
-        blocks.append(RematResiduals(x, block) if remat else res)
-        x = out
+        x, res = forward_in_parts(partial(forward, block=block), x, execution)
+        blocks.append(res)
     out, norm = layer_norm_fwd(x, params["encoder_norm"], config.layer_norm_eps)
     return out, EncoderResiduals(tuple(blocks), norm)
 
 
 def encoder_bwd(
-    res: EncoderResiduals, dout: Float[Array, "n l d"], config: ImageConfig | TextConfig
+    res: EncoderResiduals,
+    dout: Float[Array, "n l d"],
+    config: ImageConfig | TextConfig,
+    execution: Execution = WHOLE,
 ) -> tuple[Float[Array, "n l d"], dict[str, BlockParams], LayerNormParams]:
     """Cotangents (dx, dblocks, dencoder_norm)."""
+
+    def backward(
+        res: BlockResiduals | RematResiduals, dout: Float[Array, "n l d"]
+    ) -> tuple[Float[Array, "n l d"], BlockParams]:
+        if isinstance(res, RematResiduals):
+            _, res = block_fwd(*res, config.num_heads, config.layer_norm_eps)
+        return block_bwd(res, dout)
+
     dx, encoder_norm = layer_norm_bwd(res.norm, dout)
     blocks: dict[str, BlockParams] = {}
     for index in reversed(range(config.depth)):
-        block_res = res.blocks[index]
-        if isinstance(block_res, RematResiduals):
-            _, block_res = block_fwd(*block_res, config.num_heads, config.layer_norm_eps)
-        dx, blocks[block_name(index)] = block_bwd(block_res, dx)
+        dx, blocks[block_name(index)] = backward_in_parts(
+            backward, res.blocks[index], dx, execution
+        )
     return dx, dict(sorted(blocks.items())), encoder_norm
 
 
 def encoder_probes(x: Float[Array, "n l d"], res: EncoderResiduals) -> dict[str, Array]:
     """The intermediates of every block, `block/00/attn` and so on.
 
-    `block/00` itself is the output of that block. Needs residuals made without `remat`.
+    `block/00` itself is the output of that block. Needs residuals made without `remat`, and
+    in one microbatch.
     """
     probes: dict[str, Array] = {}
-    for index, block_res in enumerate(res.blocks):
+    for index, (block_res,) in enumerate(res.blocks):
         if isinstance(block_res, RematResiduals):
             raise ValueError("res must come from encoder_fwd with remat=False, got remat=True")
         name = f"block/{block_name(index)}"

@@ -4,7 +4,7 @@ from typing import NamedTuple, TypedDict
 
 from array_api_compat import array_namespace
 
-from siglip_ref.encoders.mlp import MlpParams, MlpResiduals, mlp_bwd, mlp_fwd
+from siglip_ref.encoders.mlp import MlpParams, MlpResiduals, mlp_bwd, mlp_fwd, mlp_probe
 from siglip_ref.precision import at_least_float32, cast_like
 from siglip_ref.primitives import (
     AttentionParams,
@@ -15,6 +15,7 @@ from siglip_ref.primitives import (
     multi_head_attention_bwd,
     multi_head_attention_fwd,
 )
+from siglip_ref.primitives.dot_product_attention import attention_weights
 from siglip_ref.primitives.layer_norm import LayerNormResiduals
 from siglip_ref.primitives.multi_head_attention import AttentionResiduals
 from siglip_ref.types import Array, Float
@@ -74,10 +75,10 @@ def map_head_bwd(
 def map_head_probes(res: MapHeadResiduals) -> dict[str, Array]:
     """The intermediates of the head by name, from its residuals; `+mlp` is its output."""
     attended, _ = dense_fwd(*res.attn.out)
-    expanded, _ = dense_fwd(*res.mlp.dense_1)
+    expanded = mlp_probe(res.mlp)
     pooled = attended[:, 0, :]
     return {
-        "attn/weights": res.attn.attention.weights,
+        "attn/weights": attention_weights(res.attn.attention.query, res.attn.attention.key),
         "attn": pooled,
         "ln": res.mlp.dense_0.x,
         "mlp": expanded,

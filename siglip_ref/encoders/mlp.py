@@ -24,8 +24,8 @@ class MlpResiduals(NamedTuple):
     """What `mlp_bwd` needs from `mlp_fwd`."""
 
     dense_0: DenseResiduals
-    gelu: Float[Array, "*batch f"]
-    dense_1: DenseResiduals
+    hidden: Float[Array, "*batch f"]
+    dense_1: DenseParams
 
 
 def mlp_fwd(
@@ -36,16 +36,24 @@ def mlp_fwd(
     Source: arXiv:2010.11929, section 3.1; big_vision, `models/vit.py`, `MlpBlock`.
     """
     hidden, dense_0 = dense_fwd(x, params["dense_0"])
-    activated, gelu = gelu_tanh_fwd(hidden)
-    out, dense_1 = dense_fwd(activated, params["dense_1"])
-    return out, MlpResiduals(dense_0, gelu, dense_1)
+    activated, _ = gelu_tanh_fwd(hidden)
+    out, _ = dense_fwd(activated, params["dense_1"])
+    return out, MlpResiduals(dense_0, hidden, params["dense_1"])
 
 
 def mlp_bwd(
     res: MlpResiduals, dout: Float[Array, "*batch d"]
 ) -> tuple[Float[Array, "*batch d"], MlpParams]:
     """Cotangents (dx, dparams)."""
-    dactivated, dense_1 = dense_bwd(res.dense_1, dout)
-    dhidden = gelu_tanh_bwd(res.gelu, dactivated)
+    # Computed again rather than kept: it is four times as wide as the tokens, and one pass.
+    activated, gelu = gelu_tanh_fwd(res.hidden)
+    dactivated, dense_1 = dense_bwd(DenseResiduals(activated, res.dense_1), dout)
+    dhidden = gelu_tanh_bwd(gelu, dactivated)
     dx, dense_0 = dense_bwd(res.dense_0, dhidden)
     return dx, MlpParams(dense_0=dense_0, dense_1=dense_1)
+
+
+def mlp_probe(res: MlpResiduals) -> Float[Array, "*batch d"]:
+    """The output of the perceptron, from its residuals."""
+    activated, _ = gelu_tanh_fwd(res.hidden)
+    return dense_fwd(activated, res.dense_1)[0]

@@ -7,6 +7,7 @@ from array_api_compat import array_namespace, device
 from siglip_ref.config import TextConfig
 from siglip_ref.encoders.block import BlockParams
 from siglip_ref.encoders.encoder import EncoderResiduals, encoder_bwd, encoder_fwd, encoder_probes
+from siglip_ref.encoders.execution import WHOLE, Execution
 from siglip_ref.precision import at_least_float32, cast_like
 from siglip_ref.primitives import (
     DenseParams,
@@ -49,8 +50,7 @@ def text_fwd(
     tokens: Int[Array, "n l"],
     params: TextParams,
     config: TextConfig,
-    *,
-    remat: bool = False,
+    execution: Execution = WHOLE,
 ) -> tuple[Float[Array, "n e"], TextResiduals]:
     """out = head(encoder(embed(tokens) + pos_embedding)[last position]), not yet normalised.
 
@@ -60,7 +60,7 @@ def text_fwd(
     """
     x, embed = embed_fwd(tokens, params["embed"]["embedding"])
     x = x + params["pos_embedding"]
-    x, encoder = encoder_fwd(x, params, config, remat=remat)
+    x, encoder = encoder_fwd(x, params, config, execution)
     last = x[:, -1, :]
     if config.out_dim is None:
         return last, TextResiduals(embed, encoder, None)
@@ -68,7 +68,12 @@ def text_fwd(
     return out, TextResiduals(embed, encoder, head)
 
 
-def text_bwd(res: TextResiduals, dout: Float[Array, "n e"], config: TextConfig) -> TextParams:
+def text_bwd(
+    res: TextResiduals,
+    dout: Float[Array, "n e"],
+    config: TextConfig,
+    execution: Execution = WHOLE,
+) -> TextParams:
     """The cotangent dparams; tokens are integers and have none."""
     xp = array_namespace(dout)
     if res.head is None:
@@ -79,7 +84,7 @@ def text_bwd(res: TextResiduals, dout: Float[Array, "n e"], config: TextConfig) 
     others = (n, config.context_length - 1, d)
     zeros = xp.zeros(others, dtype=dlast.dtype, device=device(dlast))
     dx = xp.concat((zeros, xp.reshape(dlast, (n, 1, d))), axis=1)
-    dx, block, encoder_norm = encoder_bwd(res.encoder, dx, config)
+    dx, block, encoder_norm = encoder_bwd(res.encoder, dx, config, execution)
     dparams = TextParams(
         embed=EmbedParams(embedding=embed_bwd(res.embed, dx)),
         pos_embedding=cast_like(xp.sum(at_least_float32(dx), axis=0), dx),

@@ -1,6 +1,4 @@
-"""What every loss does first: check its arguments, number the pairs, cut them into tiles."""
-
-from collections.abc import Iterator
+"""What every loss does first: check its arguments and number the pairs."""
 
 from array_api_compat import array_namespace, device
 
@@ -43,13 +41,3 @@ def indices(z: Float[Array, "n d"], given: Int[Array, " n"] | None) -> Int[Array
             f"got the shape {tuple(given.shape)}"
         )
     return given
-
-
-def tiles(name: str, count: int, tile: int) -> Iterator[slice]:
-    """Consecutive slices of at most `tile` out of `count` rows.
-
-    Raises ValueError, calling the argument `name`, if `tile` is not a positive integer.
-    """
-    if not isinstance(tile, int) or tile < 1:
-        raise ValueError(f"{name} must be a positive integer, got {tile!r}")
-    return (slice(start, min(start + tile, count)) for start in range(0, count, tile))

@@ -4,10 +4,11 @@ from typing import Protocol, runtime_checkable
 
 from array_api_compat import array_namespace
 
-from siglip_ref.losses.blocks import check_embeddings, check_scalar, indices, tiles
+from siglip_ref.losses.blocks import check_embeddings, check_scalar, indices
 from siglip_ref.losses.pairs import Pairs, diagonal
 from siglip_ref.losses.sigmoid import SigmoidLossCotangents, sigmoid_loss_bwd, sigmoid_loss_fwd
 from siglip_ref.precision import at_least_float32, cast_like
+from siglip_ref.tiles import tiles
 from siglip_ref.types import Array, Float, Int
 
 

@@ -2,7 +2,7 @@
 
 from array_api_compat import array_namespace
 
-from siglip_ref.losses.blocks import check_embeddings, check_scalar, indices, tiles
+from siglip_ref.losses.blocks import check_embeddings, check_scalar, indices
 from siglip_ref.losses.pairs import Pairs, diagonal
 from siglip_ref.losses.softmax import (
     LineStatistics,
@@ -16,6 +16,7 @@ from siglip_ref.losses.softmax import (
 )
 from siglip_ref.precision import at_least_float32, cast_like
 from siglip_ref.primitives import scaled_cosine_fwd
+from siglip_ref.tiles import tiles
 from siglip_ref.types import Array, Float
 
 

@@ -16,7 +16,6 @@ class DotProductAttentionResiduals(NamedTuple):
     query: Float[Array, "n h l k"]
     key: Float[Array, "n h m k"]
     value: Float[Array, "n h m k"]
-    weights: Float[Array, "n h l m"]
 
 
 @fusable
@@ -27,10 +26,8 @@ def dot_product_attention_fwd(
 
     Source: arXiv:1706.03762, eq. (1), with k the size of one head.
     """
-    xp = array_namespace(query)
-    scaled = query * (1 / math.sqrt(query.shape[-1]))
-    weights = softmax(scaled @ xp.matrix_transpose(key))
-    return weights @ value, DotProductAttentionResiduals(query, key, value, weights)
+    weights = attention_weights(query, key)
+    return weights @ value, DotProductAttentionResiduals(query, key, value)
 
 
 @fusable
@@ -43,8 +40,19 @@ def dot_product_attention_bwd(
     """
     xp = array_namespace(dout)
     scale = 1 / math.sqrt(res.query.shape[-1])
-    dvalue = xp.matrix_transpose(res.weights) @ dout
-    dscores = softmax_bwd(res.weights, dout @ xp.matrix_transpose(res.value))
+    # Computed again rather than kept: they alone grow with the square of the number of tokens.
+    weights = attention_weights(res.query, res.key)
+    dvalue = xp.matrix_transpose(weights) @ dout
+    dscores = softmax_bwd(weights, dout @ xp.matrix_transpose(res.value))
     dquery = (dscores @ res.key) * scale
     dkey = xp.matrix_transpose(dscores) @ (res.query * scale)
     return dquery, dkey, dvalue
+
+
+def attention_weights(
+    query: Float[Array, "n h l k"], key: Float[Array, "n h m k"]
+) -> Float[Array, "n h l m"]:
+    """softmax(query keyᵀ / √k): how much of each value a query takes."""
+    xp = array_namespace(query)
+    scaled = query * (1 / math.sqrt(query.shape[-1]))
+    return softmax(scaled @ xp.matrix_transpose(key))

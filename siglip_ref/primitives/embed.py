@@ -52,6 +52,7 @@ def embed_bwd(res: EmbedResiduals, dout: Float[Array, "n l d"]) -> Float[Array, 
     every_token = xp.arange(v, dtype=tokens.dtype, device=device(tokens))
     ends = xp.searchsorted(tokens, every_token, side="right")
     starts = xp.searchsorted(tokens, every_token, side="left")
-    last = xp.where(ends > 0, ends - 1, ends)
-    rows = xp.take(sums, last, axis=0)
-    return xp.where(xp.expand_dims(ends > starts, axis=1), rows, xp.zeros_like(rows))
+    # Tokens that do not occur take the row of zeros after the last sum.
+    last = xp.where(ends > starts, ends - 1, xp.full_like(ends, count))
+    zeros = xp.zeros((1, d), dtype=sums.dtype, device=device(sums))
+    return xp.take(xp.concat((sums, zeros), axis=0), last, axis=0)

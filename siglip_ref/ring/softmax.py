@@ -3,7 +3,7 @@
 from array_api_compat import array_namespace
 
 from siglip_ref.communicator import Arrays, Communicator
-from siglip_ref.losses.blocks import check_scalar, tiles
+from siglip_ref.losses.blocks import check_scalar
 from siglip_ref.losses.pairs import Pairs, diagonal
 from siglip_ref.losses.softmax import (
     LineStatistics,
@@ -18,6 +18,7 @@ from siglip_ref.primitives import scaled_cosine_bwd, scaled_cosine_fwd
 from siglip_ref.ring.lines import joined, pack, unpack_columns
 from siglip_ref.ring.rotation import rotation
 from siglip_ref.ring.shards import shards_of
+from siglip_ref.tiles import tiles
 from siglip_ref.types import Array, Float, Int
 
 

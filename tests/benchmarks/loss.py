@@ -145,7 +145,7 @@ def numpy_sides(n: int) -> dict[str, Run]:
     from siglip_numpy import ThreadedNumpyBackend
     from siglip_numpy.threads import num_threads
     from siglip_numpy.tile_loop import Buffers, disjoint_places, smaller
-    from siglip_ref.losses.blocks import tiles
+    from siglip_ref.tiles import tiles
 
     zimg, ztxt = embeddings(n)
     places = list(tiles("tile", n, smaller(1024, n)))
@@ -172,7 +172,7 @@ def torch_sides(n: int) -> dict[str, Run]:
     import torch
 
     from siglip_numpy.threads import num_threads
-    from siglip_ref.losses.blocks import tiles
+    from siglip_ref.tiles import tiles
     from siglip_torch import TorchBackend
     from subjects.open_clip import losses
 

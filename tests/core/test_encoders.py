@@ -6,12 +6,14 @@ from hypothesis import given
 
 from siglip_ref import encoders, primitives
 from siglip_ref.encoders.encoder import encoder_probes
+from siglip_ref.encoders.execution import Execution
 from siglip_ref.tree import flatten
 from strategies import EPS, block_params, distinct, mlp_params, random_params, seeds, tower_configs
 
 CONFIG = tower_configs()
 PARAMS = random_params(CONFIG, np.random.default_rng(0))
 TOKENS = np.random.default_rng(1).integers(0, 11, (3, 5))
+REMAT = Execution(remat=True)
 IMAGES = np.random.default_rng(2).uniform(-1, 1, (3, 11, 11, 3))
 
 
@@ -59,9 +61,9 @@ def test_the_stack_is_its_blocks_one_after_the_other_and_a_norm():
 def test_a_rematerialised_stack_has_the_same_bits_and_keeps_one_input_a_block():
     x = np.random.default_rng(6).standard_normal((2, 5, 6))
     out, res = encoders.encoder_fwd(x, PARAMS["txt"], CONFIG.text)
-    remat_out, remat_res = encoders.encoder_fwd(x, PARAMS["txt"], CONFIG.text, remat=True)
+    remat_out, remat_res = encoders.encoder_fwd(x, PARAMS["txt"], CONFIG.text, REMAT)
     np.testing.assert_array_equal(remat_out, out)
-    assert [block._fields for block in remat_res.blocks] == [("x", "params")] * 2
+    assert [block._fields for (block,) in remat_res.blocks] == [("x", "params")] * 2
     dout = np.random.default_rng(7).standard_normal(x.shape)
     dx, blocks, norm = encoders.encoder_bwd(res, dout, CONFIG.text)
     remat_dx, remat_blocks, remat_norm = encoders.encoder_bwd(remat_res, dout, CONFIG.text)
@@ -75,7 +77,7 @@ def test_a_rematerialised_stack_has_the_same_bits_and_keeps_one_input_a_block():
 
 def test_probes_of_a_rematerialised_stack_are_refused():
     x = np.zeros((1, 5, 6))
-    _, res = encoders.encoder_fwd(x, PARAMS["txt"], CONFIG.text, remat=True)
+    _, res = encoders.encoder_fwd(x, PARAMS["txt"], CONFIG.text, REMAT)
     with pytest.raises(ValueError, match=r"res must come .* remat=False, got remat=True"):
         encoder_probes(x, res)
 

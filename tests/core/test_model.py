@@ -138,8 +138,9 @@ def test_tiles_and_softmax_and_rematerialisation_compile():
 
 
 @every_loss
-@pytest.mark.parametrize("microbatch", [None, 3])
-@pytest.mark.parametrize("remat", ["blocks", "towers"])
+@pytest.mark.parametrize(
+    ("remat", "microbatch"), [("blocks", None), ("blocks", 3), ("towers", None)]
+)
 def test_rematerialisation_keeps_every_bit(loss, remat, microbatch):
     inputs = batch(CONFIG)
     want = sr.loss_and_grads(*inputs, CONFIG, loss, microbatch=microbatch)
@@ -149,10 +150,11 @@ def test_rematerialisation_keeps_every_bit(loss, remat, microbatch):
 
 @every_loss
 @pytest.mark.parametrize("microbatch", [1, 2, 3, 4, 5])
-def test_microbatches_give_the_gradients_of_the_whole_batch(loss, microbatch):
+@pytest.mark.parametrize("remat", ["nothing", "towers"])
+def test_microbatches_give_the_gradients_of_the_whole_batch(loss, remat, microbatch):
     inputs = batch(CONFIG)
     want, wanted = sr.loss_and_grads(*inputs, CONFIG, loss)
-    value, grads = sr.loss_and_grads(*inputs, CONFIG, loss, microbatch=microbatch)
+    value, grads = sr.loss_and_grads(*inputs, CONFIG, loss, remat=remat, microbatch=microbatch)
     assert abs(value - want) <= 1e-13 * want
     assert_same_gradients(grads, wanted, 1e-13)
 

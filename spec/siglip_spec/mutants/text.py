@@ -10,7 +10,7 @@ _TEXT = "siglip_ref.encoders.text"
 
 _TEXTS = ("encode_text", "siglip")
 _EMBED = 'x, embed = embed_fwd(tokens, params["embed"]["embedding"])'
-_ENCODE = "encoder_fwd(x, params, config, remat=remat)"
+_ENCODE = "encoder_fwd(x, params, config, execution)"
 _VALUE = 'key: Float[Array, "n h m k"], value: Float[Array, "n h m k"]'
 _PAD = 1
 
