@@ -23,10 +23,14 @@ class Backend(Protocol):
 
     sigmoid_loss
         The core's `tiled_sigmoid_loss`, or a faster form of it for this library.
+    update_block
+        How many elements of a parameter an optimizer works on at a time, to write them over; None
+        where an update makes new arrays.
     """
 
     name: str
     sigmoid_loss: TiledSigmoidLoss
+    update_block: int | None
 
     def asarray(self, x: NDArray[Any]) -> Array:
         """The array on the backend's device."""
@@ -34,8 +38,11 @@ class Backend(Protocol):
     def to_numpy(self, x: Array) -> NDArray[Any]:
         """The array in the memory of the host."""
 
-    def compile(self, fn: Fn) -> Fn:
-        """A function that computes the same, perhaps faster."""
+    def compile(self, fn: Fn, donate: tuple[int, ...] = ()) -> Fn:
+        """A function that computes the same, perhaps faster.
+
+        It may write over the arrays of the arguments numbered in `donate`.
+        """
 
     def synchronize(self) -> None:
         """Return when everything that was asked for has been computed."""
@@ -52,6 +59,7 @@ class NumpyBackend:
 
     name = "numpy"
     sigmoid_loss: TiledSigmoidLoss = staticmethod(tiled_sigmoid_loss)
+    update_block: int | None = None
 
     def asarray(self, x: NDArray[Any]) -> NDArray[Any]:
         """`x` itself."""
@@ -61,7 +69,7 @@ class NumpyBackend:
         """`x` itself, or the 0-d array of a NumPy scalar."""
         return np.asarray(x)
 
-    def compile(self, fn: Fn) -> Fn:
+    def compile(self, fn: Fn, donate: tuple[int, ...] = ()) -> Fn:  # noqa: ARG002
         """`fn` itself: NumPy has no compiler."""
         return fn
 

@@ -27,6 +27,7 @@ class CupyBackend:
 
     name = "cupy"
     sigmoid_loss: TiledSigmoidLoss = staticmethod(tiled_sigmoid_loss)
+    update_block: int | None = 2**24
 
     def __init__(self) -> None:
         _require_device()
@@ -44,7 +45,7 @@ class CupyBackend:
         sent.get(out=host)
         return host.reshape(x.shape)
 
-    def compile(self, fn: Fn) -> Fn:
+    def compile(self, fn: Fn, donate: tuple[int, ...] = ()) -> Fn:  # noqa: ARG002
         """`fn` itself: CuPy has no compiler of functions, and the kernels are compiled already."""
         return fn
 

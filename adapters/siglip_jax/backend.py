@@ -25,6 +25,7 @@ class JaxBackend:
 
     name = "jax"
     sigmoid_loss: TiledSigmoidLoss = staticmethod(tiled_sigmoid_loss)
+    update_block: int | None = None
 
     def asarray(self, x: NDArray[Any]) -> Array:
         """The array on the device.
@@ -38,9 +39,9 @@ class JaxBackend:
         host = np.asarray(x)
         return host.astype(np.float32) if host.dtype.name == "bfloat16" else host
 
-    def compile(self, fn: Fn) -> Fn:
+    def compile(self, fn: Fn, donate: tuple[int, ...] = ()) -> Fn:
         """`jax.jit`: compiled at the first call, and again for other shapes and dtypes."""
-        return cast(Fn, jax.jit(fn))
+        return cast(Fn, jax.jit(fn, donate_argnums=donate))
 
     def synchronize(self) -> None:
         """Wait for all arrays: on a CPU what was asked for later may be there first."""

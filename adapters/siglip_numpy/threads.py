@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
+from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from siglip_numpy.tile_loop import tiled_sigmoid_loss
@@ -25,8 +26,15 @@ _KEEP = 2**30  # bytes
 class ThreadedNumpyBackend(NumpyBackend):
     """NumPy on all cores of the host, or on OMP_NUM_THREADS of them."""
 
+    update_block: int | None = 2**16
+    """What an update has at hand for a block stays in the cache of a core."""
+
     def __init__(self) -> None:
         self.sigmoid_loss = self._sigmoid_loss
+
+    def asarray(self, x: NDArray[Any]) -> NDArray[Any]:
+        """`x` itself, or a copy if it cannot be written to."""
+        return x if x.flags.writeable else x.copy()
 
     @contextmanager
     def parallel_map(self) -> Iterator[Map]:

@@ -28,6 +28,8 @@ class TorchBackend:
 
     def __init__(self) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        # On CUDA the update is compiled as a whole.
+        self.update_block = 2**18 if self.device.type == "cpu" else None
 
     def asarray(self, x: NDArray[Any]) -> Tensor:
         """`x` on the device, on the host without a copy where Torch can share its memory."""
@@ -38,7 +40,7 @@ class TorchBackend:
         host = x.detach().cpu()
         return (host.float() if host.dtype == torch.bfloat16 else host).numpy()
 
-    def compile(self, fn: Fn) -> Fn:
+    def compile(self, fn: Fn, donate: tuple[int, ...] = ()) -> Fn:  # noqa: ARG002
         """`torch.compile` on CUDA; on the host `fn` itself.
 
         On one thread of the host `siglip_ref.loss_and_grads`, with S/16 towers of two blocks and

@@ -19,6 +19,9 @@ class Optimizer(NamedTuple):
     update: Callable[[Tree, Tree, Tree, Factor], tuple[Tree, Tree]]
     """(grads, state, params, factor of the schedule) to (params, state)."""
 
+    elementwise: bool
+    """Whether what becomes of an element depends on nothing but that element."""
+
 
 def make_optimizer(settings: Settings, parallel_map: Map = map) -> Optimizer:
     """Adam, Adafactor or Lion; frozen paths stay as they are."""
@@ -36,7 +39,8 @@ def make_optimizer(settings: Settings, parallel_map: Map = map) -> Optimizer:
         )
         return params, new_state._asdict()
 
-    return Optimizer(lambda params: init(params)._asdict(), update)
+    elementwise = settings.optimizer != "adafactor"
+    return Optimizer(lambda params: init(params)._asdict(), update, elementwise)
 
 
 def schedule_factor(settings: Settings, step: int) -> float:

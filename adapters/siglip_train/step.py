@@ -2,16 +2,18 @@
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 from array_api_compat import array_namespace
 
 import siglip_ref as sr
 from siglip_ref.backend import Backend
 from siglip_ref.communicator import Communicator
 from siglip_ref.optim import LossScale
+from siglip_ref.optim.leaves import Factor
 from siglip_ref.types import Array, Map, Tree
+from siglip_train.in_place import Update, in_place
 from siglip_train.optimizer import make_optimizer, schedule_factor
 from siglip_train.settings import Settings
 
@@ -35,12 +37,14 @@ class TrainState(NamedTuple):
 
 
 Step = Callable[[TrainState, Array, Array], tuple[TrainState, dict[str, Any]]]
-"""State, images and tokens to the state after the step, at the same batch, and its record."""
+"""State, images and tokens to the state after the step, at the same batch, and its record.
+
+The new state may take the memory of the old one, which is not to be used again."""
 
 
 def initial_state(params: Tree, settings: Settings) -> TrainState:
     """The state before the first step."""
-    ema = params if settings.ema else {}
+    ema = sr.tree.tree_map(np.copy, params) if settings.ema else {}
     return TrainState(params, make_optimizer(settings).init(params), ema, 0, 0, 0)
 
 
@@ -78,10 +82,9 @@ def make_step(
         grads = sr.tree.tree_map(lambda g: as_dtype(g, "float32"), grads)
         if scaled:
             grads = sr.tree.tree_map(lambda g: g / dloss, grads)
-        return loss, *sr.optim.clip_by_global_norm(grads, settings.clip_norm or math.inf)
+        return loss, grads, sr.optim.global_norm(grads)
 
-    update = backend.compile(make_optimizer(settings, parallel_map).update)
-    average = backend.compile(partial(sr.optim.ema_update, decay=settings.ema))
+    update, average = make_update(settings, backend, parallel_map)
     if comm is None:  # messages between processes cannot be compiled
         gradients = backend.compile(gradients)
 
@@ -104,13 +107,47 @@ def make_step(
             record["gradient_norm"] = record["gradient_norm"] if finite else None
             state = state._replace(loss_scale=loss_scale)
         if finite:
-            factor_array = full_like(state.params["t_prime"], factor)
-            params, optimizer = update(grads, state.optimizer, state.params, factor_array)
-            ema = average(state.ema, params) if settings.ema else state.ema
+            factors = full_like(state.params["t_prime"], factor), clip_factor(settings, norm)
+            params, optimizer = update(grads, state.optimizer, state.params, factors)
+            ema = average(params, {}, state.ema, None)[0] if settings.ema else state.ema
             state = state._replace(params=params, optimizer=optimizer, ema=ema)
         return state, record
 
     return step
+
+
+def make_update(settings: Settings, backend: Backend, parallel_map: Map) -> tuple[Update, Update]:
+    """The optimizer's update, and that of the average, in the form of `in_place.Update`.
+
+    The first takes as factors those of the schedule and of the clipping, the second the parameters
+    in the place of gradients, and neither state nor factors. Both may write over the state and
+    the parameters, or the average, that they are given.
+    """
+    block = backend.update_block
+    optimizer = make_optimizer(settings, parallel_map if block is None else map)
+
+    def update(
+        grads: Tree, state: Tree, params: Tree, factors: tuple[Factor, Factor]
+    ) -> tuple[Tree, Tree]:
+        schedule, clipping = factors
+        if settings.clip_norm:
+            grads = sr.tree.tree_map(lambda g: g * clipping, grads)
+        return optimizer.update(grads, state, params, schedule)
+
+    def average(params: Tree, state: Tree, ema: Tree, _: None) -> tuple[Tree, Tree]:
+        return sr.optim.ema_update(ema, params, settings.ema), state
+
+    if block is None:
+        return backend.compile(update, donate=(1, 2)), backend.compile(average, donate=(2,))
+    return (
+        in_place(update, block if optimizer.elementwise else math.inf, parallel_map),
+        in_place(average, block, parallel_map),
+    )
+
+
+def clip_factor(settings: Settings, norm: Array) -> Array:
+    """What clips gradients of this norm; 1 if the settings do not clip."""
+    return sr.optim.clip_factor(norm, settings.clip_norm or math.inf)
 
 
 def in_precision(params: Tree, precision: str) -> Tree:

@@ -5,7 +5,7 @@ None of them multiplies the weight decay by the learning rate, except `adamw_tor
 
 from siglip_ref.optim.adafactor import AdafactorState, adafactor_init, adafactor_update
 from siglip_ref.optim.adamw import adamw_torch_update, adamw_update
-from siglip_ref.optim.clip import clip_by_global_norm, global_norm
+from siglip_ref.optim.clip import clip_by_global_norm, clip_factor, global_norm
 from siglip_ref.optim.ema import ema_update
 from siglip_ref.optim.leaves import kernels_decay
 from siglip_ref.optim.lion import LionState, lion_init, lion_update
@@ -25,6 +25,7 @@ __all__ = [
     "adamw_torch_update",
     "adamw_update",
     "clip_by_global_norm",
+    "clip_factor",
     "cosine_schedule",
     "ema_update",
     "global_norm",

@@ -154,20 +154,24 @@ def ours(args: argparse.Namespace) -> Side:
     import siglip_ref as sr
     from siglip_ref.types import Map
     from siglip_train.backends import find_backend
+    from siglip_train.loop import on_device
+    from siglip_train.settings import Settings
+    from siglip_train.step import initial_state, make_update
 
     backend = find_backend(args.backend)
     baseline = peak_bytes()
     config = config_of(args)
     params, images, tokens = start(args)
-    params = sr.tree.tree_map(backend.asarray, params)
+    settings = Settings(clip_norm=0, ema=0)
+    params, state, *_ = on_device(initial_state(params, settings), backend)
     images, tokens = backend.asarray(images), backend.asarray(tokens)
-    state = sr.optim.adamw_init(params)
+    factors = 1.0, 1.0
 
     def step() -> None:
         with backend.parallel_map() as parallel_map:
-            update(parallel_map)
+            one_step(parallel_map)
 
-    def update(parallel_map: Map) -> None:
+    def one_step(parallel_map: Map) -> None:
         nonlocal params, state
         _, grads = sr.loss_and_grads(
             params,
@@ -178,9 +182,8 @@ def ours(args: argparse.Namespace) -> Side:
             remat=args.remat,
             parallel_map=parallel_map,
         )
-        params, state = sr.optim.adamw_update(
-            grads, state, params, lr=1e-3, parallel_map=parallel_map
-        )
+        update, _ = make_update(settings, backend, parallel_map)
+        params, state = update(grads, state, params, factors)
 
     return resident(step, baseline)
 
