@@ -20,11 +20,11 @@ def test_the_page_is_made_from_the_results():
     assert PAGE.read_text() == page(RESULTS)
 
 
-@pytest.mark.parametrize(("speedup", "cell"), [(1.81, "| 1.81 |"), (1.78, "| **1.78** |")])
+@pytest.mark.parametrize(("speedup", "cell"), [(1.81, "1.81"), (1.78, "**1.78**")])
 def test_a_figure_that_misses_what_was_asked_is_bold_in_its_table_and_at_the_top(speedup, cell):
-    text = page(with_ring(speedup))
-    assert text.count(cell) == 2
-    assert ("**no**, 1 of 1 miss it" in text) == (speedup < 1.8)
+    of_the_ring = [x for x in page(with_ring(speedup)).splitlines() if "over MPI" in x]
+    assert [f"| {cell} |" in line for line in of_the_ring] == [True, True]
+    assert ("**no**, 1 of 1 miss it" in of_the_ring[0]) == (speedup < 1.8)
 
 
 def test_the_worst_figure_of_a_claim_stands_for_it():
@@ -48,7 +48,10 @@ def test_a_section_that_was_not_measured_says_so(name):
 
 
 def test_sections_from_several_machines_name_their_own():
-    results = copy.deepcopy(RESULTS)
+    machine = {"cores": 2, "cpu": "one", "versions": {}}
+    results = {
+        name: section | {"machine": copy.deepcopy(machine)} for name, section in RESULTS.items()
+    }
     assert page(results).count("The machine has") == 1
     results["gradient_error"]["machine"]["cpu"] = "another one"
     text = page(results)
