@@ -1,6 +1,6 @@
 """How far the gradients in each precision are from those in float64.
 
-    python tests/benchmarks/gradient_error.py [--depth 12] [--batch 8]
+    python tests/benchmarks/gradient_error.py [--depth 12] [--batch 8] [--json]
 
 S-width towers in Torch on the host, random parameters and data, the same for all. Parameters and
 images are rounded to the precision first, as in training, and compared with float64 at the
@@ -10,6 +10,7 @@ are left out.
 """
 
 import argparse
+import json
 import statistics
 
 import numpy as np
@@ -25,6 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--depth", type=int, default=12)
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     args = parser.parse_args()
     sizes = {"width": 384, "depth": args.depth, "mlp_dim": 1536, "num_heads": 6}
     config = sr.SiglipConfig(
@@ -48,9 +50,7 @@ def main() -> None:
         return float(loss), {path: g.double() / dloss for path, g in found.items()}
 
     true_loss, truth = gradients("float64", 1.0)
-    print(f"S-width, depth {args.depth}, batch {args.batch}\n")
-    print("| precision | loss scale | error of the loss | median leaf | worst leaf |")
-    print("| --- | --- | --- | --- | --- |")
+    rows = []
     for precision, dloss in RUNS:
         loss, found = gradients(precision, dloss)
         errors = {
@@ -59,9 +59,25 @@ def main() -> None:
             if not path.endswith("key/bias")
         }
         worst = max(errors, key=lambda path: errors[path])
+        rows.append(
+            {
+                "precision": precision,
+                "loss scale": dloss,
+                "loss": abs(loss - true_loss) / true_loss,
+                "median": statistics.median(errors.values()),
+                "worst": errors[worst],
+                "worst leaf": worst,
+            }
+        )
+    if args.json:
+        print(json.dumps({"depth": args.depth, "batch": args.batch, "rows": rows}))
+        return
+    print(f"S-width, depth {args.depth}, batch {args.batch}")
+    print("precision  loss scale  error of the loss  median leaf  worst leaf")
+    for row in rows:
         print(
-            f"| {precision} | {dloss:g} | {abs(loss - true_loss) / true_loss:.1e} "
-            f"| {statistics.median(errors.values()):.1e} | {errors[worst]:.1e} `{worst}` |"
+            f"{row['precision']:<9} {row['loss scale']:11g} {row['loss']:18.1e} "
+            f"{row['median']:12.1e} {row['worst']:11.1e} {row['worst leaf']}"
         )
 
 

@@ -1,17 +1,21 @@
 """The sigmoid loss with all its gradients: ours against the matrix products alone, and open_clip.
 
     python tests/benchmarks/loss.py [--libraries numpy torch jax] [--sizes 1024 4096] [--rounds 7]
+        [--memory-sizes 4096 16384] [--once 131072] [--json]
 
 float32, d = 768, on all cores. The floor is the three matrix products of every tile and nothing
 else, on the same tiles and in the same library. open_clip's `SigLipLoss` is differentiated by
-Torch's autograd, as its users do. In every round the sides take turns, and the ratios are medians
-over the rounds. Every library is a process of its own; so is every measurement of memory, which
-is what the resident size grew by at its peak, less the two gradients.
+Torch's autograd, as its users do. In every round the sides take turns, ours with half the pairs
+among them, and the ratios are medians over the rounds; beyond 8,192 pairs there are fewer rounds.
+Every library is a process of its own, and so is every measurement of memory: what the resident
+size grew by at its peak, less the two gradients; for JAX what XLA says of its temporaries.
+
+`--once` computes the loss of so many pairs a single time, in a process of its own for each
+library, and tells how large that process became in all: inputs, gradients and imports included.
 """
 
 import argparse
 import json
-import math
 import statistics
 import subprocess
 import sys
@@ -21,12 +25,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from inputs import T_PRIME, B, D, embeddings
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-D = 768
 LIBRARIES = ("numpy", "torch", "jax")
+ALL_ROUNDS = 8192  # pairs up to which every round is run
 LARGEST_PEER = 8192  # open_clip holds 28 bytes for each of n² pairs
+SMALLEST_HALF = 1024  # pairs from which on half of them are timed too
+WARM_UP = 2048
 
 Run = Callable[[], Any]
 
@@ -34,66 +41,64 @@ Run = Callable[[], Any]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--libraries", nargs="*", choices=LIBRARIES, default=LIBRARIES)
-    parser.add_argument("--sizes", nargs="*", type=int, default=[1024, 2048, 4096, 8192, 16384])
+    parser.add_argument("--sizes", nargs="*", type=int, default=[1024, 2048, 4096, 8192])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--memory-sizes", nargs="*", type=int, default=[4096, 16384])
-    parser.add_argument("--child", choices=("time", "memory"), help=argparse.SUPPRESS)
+    parser.add_argument("--once", nargs="*", type=int, default=[])
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.add_argument("--child", choices=KINDS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        measure = timings if args.child == "time" else memory
-        print(json.dumps(measure(args.libraries[0], args.sizes[0], args.rounds)))
+        print(json.dumps(KINDS[args.child](args.libraries[0], args.sizes[0], args.rounds)))
         return
-    print("\n".join(markdown(args.libraries, args.sizes, args.rounds, args.memory_sizes)))
+    work = {"time": args.sizes, "memory": args.memory_sizes, "once": args.once}
+    found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in work}
+    for kind, sizes in work.items():
+        for library in args.libraries:
+            for n in sizes:
+                row = child(kind, library, n, args.rounds)
+                found[kind].append(row)
+                print(kind, *(f"{name} {value}" for name, value in row.items()), file=sys.stderr)
+    print(json.dumps(found) if args.json else "\n".join(lines(found)))
 
 
-def markdown(
-    libraries: list[str], sizes: list[int], rounds: int, memory_sizes: list[int]
-) -> list[str]:
-    """The tables of docs/benchmarks.md."""
-    lines = [
-        "| library | pairs n | floor s | ours s | ours / floor | time of n / time of n/2 "
-        "| open_clip s | ours / open_clip |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for library in libraries:
-        last: tuple[int, float] | None = None
-        for n in sizes:
-            # Many rounds where they are short, few where each takes minutes.
-            found = child("time", library, n, rounds if n <= 16384 else max(1, rounds // 3))
-            doubled = f"{found['ours'] / last[1]:.2f}" if last and n == 2 * last[0] else ""
-            peer = found.get("open_clip")
-            against = f"{peer:.3f} | {found['ours / open_clip']:.2f}" if peer else " | "
-            lines.append(
-                f"| {library} | {n:,} | {found['floor']:.3f} | {found['ours']:.3f} "
-                f"| {found['ours / floor']:.2f} | {doubled} | {against} |"
+def lines(found: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """The figures in columns."""
+    names = ["library", "n", "rounds", "floor", "ours", "open_clip"]
+    names += ["ours / floor", "ours / open_clip", "n / half"]
+    columns = {
+        "time": names,
+        "memory": ["library", "n", "extra", "resident"],
+        "once": ["library", "n", "seconds", "resident"],
+    }
+    text = []
+    for kind, rows in found.items():
+        text += ["  ".join(f"{name:>16}" for name in columns[kind])] if rows else []
+        for row in rows:
+            cells = [row.get(name, "") for name in columns[kind]]
+            text.append(
+                "  ".join(f"{x:16.3f}" if isinstance(x, float) else f"{x:>16}" for x in cells)
             )
-            print(lines[-1], file=sys.stderr, flush=True)
-            last = n, found["ours"]
-    lines += [
-        "",
-        "| library | pairs n | extra memory | resident in all |",
-        "| --- | --- | --- | --- |",
-    ]
-    for library in libraries:
-        for n in memory_sizes:
-            found = child("memory", library, n, 1)
-            total = f"{found['resident'] / 1e6:,.0f} MB" if found["resident"] else ""
-            lines.append(f"| {library} | {n:,} | {found['extra'] / 1e6:.0f} MB | {total} |")
-            print(lines[-1], file=sys.stderr, flush=True)
-    return lines
+    return text
 
 
-def child(kind: str, library: str, n: int, rounds: int) -> dict[str, float]:
+def child(kind: str, library: str, n: int, rounds: int) -> dict[str, Any]:
+    """What a process of its own finds."""
     command = [sys.executable, __file__, "--child", kind, "--libraries", library]
     command += ["--sizes", str(n), "--rounds", str(rounds)]
     run = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    found: dict[str, float] = json.loads(run.stdout.splitlines()[-1])
-    return found
+    return {"library": library, "n": n, **json.loads(run.stdout.splitlines()[-1])}
 
 
 def timings(library: str, n: int, rounds: int) -> dict[str, float]:
+    """Median seconds of each side, and ratios to ours."""
+    if n > ALL_ROUNDS:
+        rounds = max(1, rounds * ALL_ROUNDS // n)
     sides = SIDES[library](n)
-    for run in sides.values():
+    if n // 2 >= SMALLEST_HALF:
+        sides["half"] = SIDES[library](n // 2)["ours"]
+    # What takes minutes is warm soon enough.
+    for run in (sides if n <= ALL_ROUNDS else SIDES[library](WARM_UP)).values():
         run()
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(rounds):
@@ -102,13 +107,14 @@ def timings(library: str, n: int, rounds: int) -> dict[str, float]:
             run()
             seconds[name].append(time.perf_counter() - start)
     found = {name: statistics.median(values) for name, values in seconds.items()}
-    for peer in set(sides) - {"ours"}:
+    for peer in sorted(set(sides) - {"ours"}):
         ratios = (a / b for a, b in zip(seconds["ours"], seconds[peer], strict=True))
-        found[f"ours / {peer}"] = statistics.median(ratios)
-    return found
+        found["n / half" if peer == "half" else f"ours / {peer}"] = statistics.median(ratios)
+    return {"rounds": rounds, **found}
 
 
 def memory(library: str, n: int, _: int) -> dict[str, float]:
+    """Bytes beside inputs and gradients, and in all."""
     if library == "jax":
         return jax_memory(n)
     import resource
@@ -119,22 +125,22 @@ def memory(library: str, n: int, _: int) -> dict[str, float]:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     before = pages * resource.getpagesize()
     ours()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"extra": peak - before - 2 * n * D * 4, "resident": peak}
+    return {"extra": peak() - before - 2 * n * D * 4, "resident": peak()}
 
 
-def embeddings(n: int) -> list[np.ndarray]:
-    rng = np.random.default_rng(0)
-    found = []
-    for _ in range(2):
-        z = rng.standard_normal((n, D), dtype=np.float32)
-        # Without a temporary, the memory of which would hide what is measured after it.
-        z /= np.sqrt(np.einsum("nd,nd->n", z, z))[:, None]
-        found.append(z)
-    return found
+def once(library: str, n: int, _: int) -> dict[str, float]:
+    """Seconds of a single run, and bytes of the whole process."""
+    ours = SIDES[library](n)["ours"]
+    start = time.perf_counter()
+    ours()
+    return {"seconds": time.perf_counter() - start, "resident": peak()}
 
 
-T_PRIME, B = np.asarray(math.log(10), np.float32), np.asarray(-10, np.float32)
+def peak() -> int:
+    """The largest resident size of this process so far."""
+    from siglip_ref.backend import NumpyBackend
+
+    return NumpyBackend().peak_memory()
 
 
 def numpy_sides(n: int) -> dict[str, Run]:
@@ -174,9 +180,7 @@ def torch_sides(n: int) -> dict[str, Run]:
     from siglip_numpy.threads import num_threads
     from siglip_ref.tiles import tiles
     from siglip_torch import TorchBackend
-    from subjects.open_clip import losses
 
-    peer = losses().SigLipLoss()  # the import lets Torch use one core, as the tests do
     torch.set_num_threads(num_threads())
     zimg, ztxt = (torch.from_numpy(z) for z in embeddings(n))
     t_prime, b = torch.from_numpy(T_PRIME), torch.from_numpy(B)
@@ -195,6 +199,10 @@ def torch_sides(n: int) -> dict[str, Run]:
         "ours": lambda: TorchBackend().sigmoid_loss(zimg, ztxt, t_prime, b),
     }
     if n <= LARGEST_PEER:
+        from subjects.open_clip import losses
+
+        peer = losses().SigLipLoss()
+        torch.set_num_threads(num_threads())  # the import lets it use one core, as the tests do
         leaves = [x.clone().requires_grad_() for x in (zimg, ztxt, t_prime, b)]
 
         def open_clip() -> None:
@@ -233,9 +241,12 @@ def jax_sides(n: int) -> dict[str, Run]:
 
         return lax.fori_loop(0, count * count, body, (jnp.zeros_like(zimg), jnp.zeros_like(ztxt)))
 
+    # Compiled here, so that no run is longer for it.
+    floor = products.lower(zimg, ztxt).compile()
+    ours = jax.jit(tiled_sigmoid_loss).lower(zimg, ztxt, t_prime, b).compile()
     return {
-        "floor": lambda: jax.block_until_ready(products(zimg, ztxt)),
-        "ours": lambda: jax.block_until_ready(tiled_sigmoid_loss(zimg, ztxt, t_prime, b)),
+        "floor": lambda: jax.block_until_ready(floor(zimg, ztxt)),
+        "ours": lambda: jax.block_until_ready(ours(zimg, ztxt, t_prime, b)),
     }
 
 
@@ -249,10 +260,11 @@ def jax_memory(n: int) -> dict[str, float]:
     matrix, scalar = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((n, D), ()))
     lowered = jax.jit(tiled_sigmoid_loss).lower(matrix, matrix, scalar, scalar)
     analysis = lowered.compile().memory_analysis()
-    return {"extra": analysis.temp_size_in_bytes, "resident": 0}
+    return {"extra": analysis.temp_size_in_bytes}
 
 
 SIDES = {"numpy": numpy_sides, "torch": torch_sides, "jax": jax_sides}
+KINDS = {"time": timings, "memory": memory, "once": once}
 
 if __name__ == "__main__":
     main()

@@ -1,7 +1,7 @@
 """One training step: ours on NumPy, Torch or JAX, and what users of each would run instead.
 
     python tests/benchmarks/training_step.py [--backend numpy] [--size S] [--batch 16]
-        [--rounds 7] [--microbatch 4] [--remat nothing]
+        [--rounds 7] [--microbatch 4] [--remat nothing] [--json]
 
 Same configuration, batch and float32, both on all cores: forward, backward and an AdamW update.
 The peer of NumPy and Torch is Hugging Face's `SiglipModel` in Torch eager; the peer of JAX is
@@ -14,6 +14,7 @@ says of the compiled step instead: arguments, results and temporaries.
 """
 
 import argparse
+import json
 import os
 import statistics
 import subprocess
@@ -44,6 +45,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--microbatch", type=int, default=4)
     parser.add_argument("--remat", choices=("nothing", "blocks", "towers"), default="nothing")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON, last")
     parser.add_argument("--side", choices=("ours", "peer"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
@@ -83,6 +85,16 @@ def compare(args: argparse.Namespace) -> None:
     print(
         f"peak memory in all:       {total[0]:.0f} / {total[1]:.0f} MB = {total[0] / total[1]:.2f}"
     )
+    if args.json:
+        names = ("backend", "size", "batch", "microbatch", "remat", "rounds")
+        print(
+            json.dumps(
+                {name: getattr(args, name) for name in names}
+                | {name: statistics.median(values[1:]) for name, values in seconds.items()}
+                | {"time": statistics.median(ratios)}
+                | {"memory": used[0] / used[1], "memory in all": total[0] / total[1]}
+            )
+        )
 
 
 def ask(process: "subprocess.Popen[str]", question: str) -> str:
