@@ -82,7 +82,7 @@ def make_step(
 
     update = backend.compile(make_optimizer(settings, parallel_map).update)
     average = backend.compile(partial(sr.optim.ema_update, decay=settings.ema))
-    if comm is None:  # messages between processes cannot be compiled
+    if comm is None:  # messages between processes cannot be compiled; a backend may do the towers
         gradients = backend.compile(gradients)
 
     def step(state: TrainState, images: Array, tokens: Array) -> tuple[TrainState, dict[str, Any]]:
