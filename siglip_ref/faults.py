@@ -35,7 +35,10 @@ class RingError(RuntimeError):
 
 
 class Notice(NamedTuple):
-    """An accusation; a rank that failed, or holds a number that is not finite, accuses itself."""
+    """An accusation; a rank that failed, or holds a number that is not finite, accuses itself.
+
+    Where a rank learns only with the numbers that they are not finite, it accuses their sender.
+    """
 
     accuser: int
     suspects: tuple[int, ...]
@@ -76,13 +79,14 @@ def place(step: int) -> str:
 def verdict(notices: Sequence[Notice]) -> dict[int, Notice]:
     """Who is at fault, each with the notice that says so.
 
-    By their own word, else whose messages fit nobody's, else those who are waited for and do not
-    answer. A rank that uses another shape or dtype disagrees with both its neighbours, and they
-    with it alone, so it is in most of the pairs that disagree.
+    By their own word or numbers, else whose messages fit nobody's, else those who are waited for
+    and do not answer. A rank that uses another shape or dtype disagrees with both its neighbours,
+    and they with it alone, so it is in most of the pairs that disagree.
     """
     confessions = [n for n in notices if n.reason in (Reason.FAILED, Reason.NOT_FINITE)]
     if confessions:
-        return _accused({notice.accuser for notice in confessions}, confessions)
+        named = {suspect for notice in confessions for suspect in notice.suspects}
+        return _accused(named, confessions)
     mismatches = [notice for notice in notices if notice.reason is Reason.MISMATCH]
     if mismatches:
         pairs = [(notice.accuser, suspect) for notice in mismatches for suspect in notice.suspects]

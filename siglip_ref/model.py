@@ -31,6 +31,7 @@ from siglip_ref.losses import (
     tiled_sigmoid_loss,
     tiled_softmax_loss,
 )
+from siglip_ref.losses.pairs import check_counts
 from siglip_ref.params import check_params
 from siglip_ref.precision import at_least_float32, cast_like
 from siglip_ref.primitives import l2_normalize_bwd, l2_normalize_fwd
@@ -198,11 +199,7 @@ def loss_and_grads(
     check_images(images, config)
     check_tokens(tokens, config)
     check_params(params, config)
-    if pairs is diagonal and images.shape[0] != tokens.shape[0]:
-        raise ValueError(
-            "images and tokens must be as many as each other unless pairs is given, "
-            f"got {images.shape[0]} images and {tokens.shape[0]} texts"
-        )
+    check_counts(pairs, images, tokens)
     if remat not in ("nothing", "blocks", "towers"):
         raise ValueError(f"remat must be nothing, blocks or towers, got {remat!r}")
 

@@ -3,27 +3,23 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from importlib.metadata import entry_points
+from typing import Any, NoReturn
 
 import cupy
 import cupyx
 import numpy as np
 
+from siglip_cupy.host import DTYPES, Header, Host, agree_on_shift, agree_on_sum
 from siglip_ref.communicator import Arrays
+from siglip_ref.faults import COLLECTIVE, Notice, Reason, RingError
 from siglip_ref.precision import at_least_float32, cast_like
 from siglip_ref.types import Array
 
 TIMEOUT = 60.0
 """Seconds that a rank waits for another before it gives up."""
 
-DTYPES = {
-    "int32": "NCCL_INT32",
-    "int64": "NCCL_INT64",
-    "float16": "NCCL_FLOAT16",
-    "bfloat16": "NCCL_BFLOAT16",
-    "float32": "NCCL_FLOAT32",
-    "float64": "NCCL_FLOAT64",
-}
+_ID = 128  # numbers in NCCL's unique id
 
 
 class NcclShift:
@@ -39,39 +35,44 @@ class NcclShift:
     def wait(self) -> Arrays:
         """The arrays from the left neighbour.
 
-        Raises RuntimeError if they are late or hold a number that is not finite.
+        Raises RingError, on all ranks, if they are late, or if this rank or the left one sent a
+        number that is not finite.
         """
         left = (self._comm.rank - 1) % self._comm.world_size
-        self._comm.wait_for(self._arrived, f"rank {left}", f"ring step {self._step}")
+        self._comm.wait_for(self._arrived, (left,), self._step)
         self._held = ()
-        if not self._finite[0]:
-            raise RuntimeError(
-                f"rank {self._comm.rank}: rank {left} sent a number that is not finite in ring "
-                f"step {self._step}"
-            )
+        for rank, finite in zip((self._comm.rank, left), self._finite, strict=True):
+            if not finite[0]:
+                notice = Notice(self._comm.rank, (rank,), self._step, Reason.NOT_FINITE)
+                self._comm.stop(notice)
         return self._coming
 
 
 class NcclCommunicator:
     """A ring of CUDA devices, one for each process.
 
-    unique_id
-        What `cupy.cuda.nccl.get_unique_id()` returned on rank 0, on all ranks.
+        with siglip_cupy.world() as comm:      # mpiexec -n 4 python program.py
+            loss, grads = sr.ring.sigmoid_loss(zimg, ztxt, t_prime, b, comm)
+
+    host
+        A ring of the same ranks on the host, which carries NCCL's id, what is about to be sent,
+        and notices of faults: `siglip_mpi.communicator(mpi)`.
 
     Transfers have a stream of their own: they start when the arrays are computed and run while the
-    device goes on. A flag goes with them that says whether all numbers are finite. The rank that
-    finds a number that is not, or waits longer than `timeout` seconds, or hears of an error from
-    NCCL, raises a RuntimeError that names the rank and the ring step and breaks the group up.
-
-    NCCL does not look at shapes: those of what comes are those of what goes, but for `rows`.
+    device goes on. Before NCCL is called the hosts compare dtypes, shapes and ring steps, and wait
+    for no device to do so. A flag goes with the arrays that says whether all numbers are finite.
+    If a rank sends something else, sends a number that is not finite, does not answer within
+    `timeout` seconds, or hears of an error from NCCL, all ranks raise a RingError that names it
+    and the ring step as soon as one of them notices, and NCCL's group is broken up.
     """
 
-    def __init__(
-        self, world_size: int, unique_id: Any, rank: int, timeout: float = TIMEOUT
-    ) -> None:
+    def __init__(self, host: Host, timeout: float = TIMEOUT) -> None:
+        self._host, self._timeout = host, timeout
+        self._rank, self._world_size = int(host.rank), host.world_size
         self._nccl = _nccl()
-        self._comm = self._nccl.NcclCommunicator(world_size, unique_id, rank)
-        self._rank, self._world_size, self._timeout = rank, world_size, timeout
+        mine = tuple(self._nccl.get_unique_id()) if self._rank == 0 else (0,) * _ID
+        unique_id = host.gather(mine)[0]
+        self._comm = self._nccl.NcclCommunicator(self._world_size, unique_id, self._rank)
         self.stream = cupy.cuda.Stream(non_blocking=True)
 
     @property
@@ -85,79 +86,102 @@ class NcclCommunicator:
         return self._world_size
 
     def start_shift(self, arrays: Arrays, *, rows: int, step: int) -> NcclShift:
-        """Send arrays to the right and begin to receive as many, of `rows` rows, from the left."""
+        """Send arrays to the right and begin to receive as many, of `rows` rows, from the left.
+
+        Raises RingError, on all ranks, if the left neighbour is about to send something else.
+        """
         sent = tuple(cupy.ascontiguousarray(array) for array in arrays)
-        coming = tuple(cupy.empty((rows, *x.shape[1:]), dtype=x.dtype) for x in sent)
         flags = [cupy.isfinite(at_least_float32(array)).all() for array in sent]
         mine = cupy.stack(flags).all(keepdims=True).astype(np.int32)
-        theirs, finite = cupy.empty_like(mine), cupyx.zeros_pinned(1, dtype=np.int32)
+        going, expected = ([Header.of(x, count) for x in sent] for count in (None, rows))
+        with self._ending_all():
+            agree_on_shift(self._host, going, expected, step)
+        coming = tuple(cupy.empty((rows, *x.shape[1:]), dtype=x.dtype) for x in sent)
+        theirs = cupy.empty_like(mine)
         self._after_computation()
         right, left = (self.rank + 1) % self.world_size, (self.rank - 1) % self.world_size
-        self._nccl.groupStart()
-        for going, arriving in zip((*sent, mine), (*coming, theirs), strict=True):
-            self._comm.send(*self._buffer(going), right, self.stream.ptr)
-            self._comm.recv(*self._buffer(arriving), left, self.stream.ptr)
-        self._nccl.groupEnd()
-        theirs.get(stream=self.stream, out=finite, blocking=False)
+        with self._reporting((left, right), step):
+            self._nccl.groupStart()
+            for leaving, arriving in zip((*sent, mine), (*coming, theirs), strict=True):
+                self._comm.send(*self._buffer(leaving), right, self.stream.ptr)
+                self._comm.recv(*self._buffer(arriving), left, self.stream.ptr)
+            self._nccl.groupEnd()
+        finite = tuple(cupyx.zeros_pinned(1, dtype=np.int32) for _ in range(2))
+        for flag, out in zip((mine, theirs), finite, strict=True):
+            flag.get(stream=self.stream, out=out, blocking=False)
         return NcclShift(self, step, (*sent, mine, theirs), coming, finite)
 
     def sum(self, array: Array) -> Array:
         """The sum of the arrays of all ranks, to the last bit the same on each.
 
         16-bit numbers are added in float32.
+
+        Raises RingError, on all ranks, unless they have one dtype and shape.
         """
+        header = Header.of(array)
+        with self._ending_all():
+            agree_on_sum(self._host, header)
         wide = cupy.ascontiguousarray(at_least_float32(array))
         total = cupy.empty_like(wide)
         self._after_computation()
+        others = tuple(rank for rank in range(self.world_size) if rank != self.rank)
         address, count, dtype = self._buffer(wide)
-        self._comm.allReduce(
-            address, total.data.ptr, count, dtype, self._nccl.NCCL_SUM, self.stream.ptr
-        )
-        self._finish("a sum")
+        with self._reporting(others, COLLECTIVE):
+            self._comm.allReduce(
+                address, total.data.ptr, count, dtype, self._nccl.NCCL_SUM, self.stream.ptr
+            )
+        self.wait_for(self.stream.record(), others, COLLECTIVE)
         return cast_like(total.reshape(array.shape), array)
 
     def gather(self, values: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
-        """The numbers of all ranks, in their order."""
-        mine = cupy.asarray(np.asarray(values, dtype=np.int64))
-        everyone = cupy.empty((self.world_size, len(values)), dtype=np.int64)
-        self._after_computation()
-        address, count, dtype = self._buffer(mine)
-        self._comm.allGather(address, everyone.data.ptr, count, dtype, self.stream.ptr)
-        self._finish("a gathering of numbers")
-        return tuple(tuple(int(value) for value in row) for row in cupy.asnumpy(everyone))
+        """The numbers of all ranks, in their order; they do not leave the host."""
+        with self._ending_all():
+            return self._host.gather(values)
 
-    def wait_for(self, event: Any, whom: str, where: str) -> None:
+    def wait_for(self, event: Any, others: tuple[int, ...], step: int) -> None:
         """Return when the event has come; the device goes on with what it has been given.
 
-        Raises RuntimeError if it takes longer than the timeout, or if NCCL reports an error.
+        Raises RingError if it takes longer than the timeout, as soon as any rank gives notice that
+        it stops, or if NCCL reports an error.
         """
         deadline = time.monotonic() + self._timeout
         while not event.done:
-            try:
+            if self._host.watch.listen() or time.monotonic() > deadline:
+                self.stop(Notice(self.rank, others, step, Reason.SILENT))
+            with self._reporting(others, step):
                 self._comm.check_async_error()
-            except self._nccl.NcclError as error:
-                self._comm.abort()
-                raise RuntimeError(f"rank {self.rank}: {error} in {where}") from error
-            if time.monotonic() > deadline:
-                self._comm.abort()
-                raise RuntimeError(
-                    f"rank {self.rank}: waited for {whom} in {where} for {self._timeout:g} s"
-                )
             time.sleep(0)
+
+    def stop(self, notice: Notice) -> NoReturn:
+        """Give notice to all ranks, raise RingError, and end what NCCL still waits for."""
+        with self._ending_all():
+            self._host.watch.stop(notice)
+
+    @contextmanager
+    def _ending_all(self) -> Iterator[None]:
+        """End what NCCL still waits for when the ring stops, and let it stay stopped."""
+        self._host.watch.check()
+        try:
+            yield
+        except RingError:
+            self._comm.abort()
+            raise
+
+    @contextmanager
+    def _reporting(self, others: tuple[int, ...], step: int) -> Iterator[None]:
+        """Give notice of an error of NCCL's, which says that one of the others is gone."""
+        try:
+            yield
+        except self._nccl.NcclError:
+            self.stop(Notice(self.rank, others, step, Reason.CLOSED))
 
     def _after_computation(self) -> None:
         """Let transfers start when all that was asked for so far has been computed."""
         self.stream.wait_event(cupy.cuda.get_current_stream().record())
 
-    def _finish(self, what: str) -> None:
-        self.wait_for(self.stream.record(), "the others", what)
-
     def _buffer(self, array: Array) -> tuple[int, int, int]:
-        """Address, number of elements and NCCL's name of the dtype."""
-        name = str(array.dtype)
-        if name not in DTYPES:
-            raise TypeError(f"array must have a dtype out of {', '.join(DTYPES)}, got {name}")
-        return array.data.ptr, array.size, getattr(self._nccl, DTYPES[name])
+        """Address, number of elements and NCCL's number of the dtype."""
+        return array.data.ptr, array.size, getattr(self._nccl, DTYPES[str(array.dtype)])
 
 
 def _nccl() -> Any:
@@ -172,14 +196,14 @@ def _nccl() -> Any:
 def world(timeout: float = TIMEOUT) -> Iterator[NcclCommunicator]:
     """The ring of all processes that `mpiexec` has started, each on a device of its machine.
 
-    MPI numbers the processes and carries NCCL's id; all else goes through NCCL.
-    """
-    from mpi4py import MPI  # noqa: PLC0415  (only who asks for the world needs it)
+    Left by an exception, it says so to the others and ends the group.
 
-    mpi = MPI.COMM_WORLD
-    neighbours = mpi.Split_type(MPI.COMM_TYPE_SHARED)
-    cupy.cuda.Device(neighbours.Get_rank() % cupy.cuda.runtime.getDeviceCount()).use()
-    unique_id = _nccl().get_unique_id() if mpi.Get_rank() == 0 else None
-    yield NcclCommunicator(
-        mpi.Get_size(), mpi.bcast(unique_id, root=0), mpi.Get_rank(), timeout=timeout
-    )
+    Raises ImportError, saying what to install, without mpi4py or an MPI library.
+    """
+    (mpi,) = entry_points(group="siglip_ref.communicators", name="mpi")
+    with mpi.load()(timeout=timeout) as host:
+        from mpi4py import MPI  # noqa: PLC0415  (only who asks for the world needs it)
+
+        neighbours = MPI.COMM_WORLD.Split_type(MPI.COMM_TYPE_SHARED)
+        cupy.cuda.Device(neighbours.Get_rank() % cupy.cuda.runtime.getDeviceCount()).use()
+        yield NcclCommunicator(host, timeout)

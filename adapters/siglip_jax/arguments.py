@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from siglip_ref.losses.blocks import check_embeddings, check_scalar
-from siglip_ref.losses.pairs import Pairs, diagonal
+from siglip_ref.losses.pairs import Pairs, check_counts
 from siglip_ref.types import Array
 
 
@@ -34,11 +34,7 @@ def checked(pairs: Pairs, zimg: Array, ztxt: Array, **scalars: Array) -> tuple[A
     check_embeddings(zimg, ztxt)
     for name, value in scalars.items():
         check_scalar(name, value)
-    if pairs is diagonal and zimg.shape[0] != ztxt.shape[0]:
-        raise ValueError(
-            "zimg and ztxt must hold one row for each pair unless pairs is given, "
-            f"got {zimg.shape[0]} and {ztxt.shape[0]}"
-        )
+    check_counts(pairs, zimg, ztxt)
     named = {"zimg": zimg, "ztxt": ztxt, **scalars}
     return tuple(jax_array(name, x) for name, x in named.items())
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from siglip_jax.arguments import jax_array
+from siglip_jax.forms import register_forms
 from siglip_jax.sigmoid import tiled_sigmoid_loss
 from siglip_ref.backend import NumpyBackend
 from siglip_ref.losses import TiledSigmoidLoss
@@ -20,12 +21,18 @@ Fn = TypeVar("Fn", bound=Callable[..., Any])
 class JaxBackend:
     """JAX on its first device, every step compiled.
 
+    Making one also registers compiled forms of the towers, for steps on several devices: their
+    messages cannot be compiled.
+
     float64 is there only if `jax_enable_x64` is on: without it, float64 arrays are refused.
     """
 
     name = "jax"
     sigmoid_loss: TiledSigmoidLoss = staticmethod(tiled_sigmoid_loss)
     update_block: int | None = None
+
+    def __init__(self) -> None:
+        register_forms()
 
     def asarray(self, x: NDArray[Any]) -> Array:
         """The array on the device.

@@ -59,12 +59,15 @@ class MpiCommunicator:
 
     Arrays go through the memory of the host; what arrives has the library, device and dtype of
     what was sent.
+
+    watch
+        How this rank hears of faults: for what waits for something else beside messages.
     """
 
     def __init__(self, mpi: Any, timeout: float = TIMEOUT) -> None:
         self._mpi = mpi
         self._rank, self._world_size = int(mpi.Get_rank()), int(mpi.Get_size())
-        self._watch = Watch(mpi, timeout)
+        self.watch = Watch(mpi, timeout)
         self._hop, self._step = 0, 0
 
     @property
@@ -88,7 +91,7 @@ class MpiCommunicator:
         for array in arrays:
             xp = array_namespace(array)
             if not bool(xp.all(xp.isfinite(array))):
-                self._watch.stop(Notice(self.rank, (self.rank,), step, Reason.NOT_FINITE))
+                self.watch.stop(Notice(self.rank, (self.rank,), step, Reason.NOT_FINITE))
         finish = self._exchange(
             [(to_host(array), dtype_name(array)) for array in arrays],
             [(rows, *array.shape[1:]) for array in arrays],
@@ -136,9 +139,9 @@ class MpiCommunicator:
             return
         report = f"rank {self.rank} stopped: {error}\n"
         if not isinstance(error, RingError):
-            self._watch.tell(Notice(self.rank, (self.rank,), self._step, Reason.FAILED))
+            self.watch.tell(Notice(self.rank, (self.rank,), self._step, Reason.FAILED))
             report = "".join(traceback.format_exception(kind, error, trace)) + report
-        self._watch.linger()  # mpiexec may end all ranks as soon as one of them says a word
+        self.watch.linger()  # mpiexec may end all ranks as soon as one of them says a word
         sys.stderr.write(report)
         sys.stderr.flush()
         with contextlib.suppress(AbortedError):  # which the simulated one raises
@@ -157,7 +160,7 @@ class MpiCommunicator:
 
         All receives are posted at once, so that a message need not wait until it is waited for.
         """
-        self._watch.check()
+        self.watch.check()
         hop, self._hop = self._hop, self._hop + 1
         headers = np.asarray(
             [Header(hop, step, dtype, host.shape).encode() for host, dtype in sent], dtype=np.int64
@@ -173,17 +176,17 @@ class MpiCommunicator:
         sends += [self._mpi.Isend(host, dest=right, tag=_DATA_TAG) for host, _ in sent]
 
         def finish() -> list[Host]:
-            self._watch.until(arrival, left, step)
+            self.watch.until(arrival, left, step)
             for numbers, wanted in zip(coming, expected, strict=True):
                 got = decode(numbers)
                 if got != wanted:
-                    self._watch.stop(
+                    self.watch.stop(
                         Notice(self.rank, (left,), step, Reason.MISMATCH, str(got), str(wanted))
                     )
             for receive in receives:
-                self._watch.until(receive, left, step)
+                self.watch.until(receive, left, step)
             for send in sends:
-                self._watch.until(send, right, step)
+                self.watch.until(send, right, step)
             return buffers
 
         return finish

@@ -60,7 +60,7 @@ class Watch:
         """
         end = time.monotonic() + self._timeout
         while not self._done(request, step):
-            if self._listen() or time.monotonic() > end:
+            if self.listen() or time.monotonic() > end:
                 self.stop(Notice(self._rank, (other,), step, Reason.SILENT))
             time.sleep(POLL)
 
@@ -86,7 +86,7 @@ class Watch:
         """Let messages come and go for the time of grace, or until there is nothing to wait for."""
         end = time.monotonic() + GRACE
         while not until() and time.monotonic() < end:
-            self._listen()
+            self.listen()
             time.sleep(POLL)
 
     def check(self) -> None:
@@ -94,21 +94,21 @@ class Watch:
         if self._error is not None:
             raise self._error
 
-    def _done(self, request: Any, step: int) -> bool:
-        try:
-            return bool(request.Test())
-        except RuntimeError as error:  # of MPI, or another rank's Abort
-            message = f"rank {self._rank} was stopped in {place(step)}: {error}"
-            raise RingError(message, (), step) from error
-
-    def _listen(self) -> bool:
-        """Whether there is bad news, having taken note of it."""
+    def listen(self) -> bool:
+        """Whether any rank has given notice; what it says is remembered."""
         with contextlib.suppress(RuntimeError):
             while self._mpi.Iprobe(tag=_NOTICE_TAG):
                 message = np.empty(_NOTICE_BYTES, dtype=np.uint8)
                 self._mpi.Irecv(message, tag=_NOTICE_TAG).Wait()
                 self._notices.append(decoded(message))
         return bool(self._notices)
+
+    def _done(self, request: Any, step: int) -> bool:
+        try:
+            return bool(request.Test())
+        except RuntimeError as error:  # of MPI, or another rank's Abort
+            message = f"rank {self._rank} was stopped in {place(step)}: {error}"
+            raise RingError(message, (), step) from error
 
     def _told(self) -> bool:
         """Whether the notices of this rank have left it, but for those to the ranks at fault."""

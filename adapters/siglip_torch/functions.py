@@ -13,6 +13,7 @@ from torch import Tensor
 
 from siglip_ref.losses import Pairs, diagonal, tiled_softmax_loss
 from siglip_ref.losses.blocks import check_embeddings, check_scalar
+from siglip_ref.losses.pairs import check_counts
 from siglip_ref.types import Float
 from siglip_torch.tile_loop import TILE, loss_and_grads
 
@@ -56,7 +57,8 @@ def sigmoid_loss_at(
     tile: int = TILE,
 ) -> Float[Tensor, ""]:
     """`sigmoid_loss` by the temperature t = exp(t') itself."""
-    _check_counts(zimg, ztxt, pairs)
+    check_embeddings(zimg, ztxt)
+    check_counts(pairs, zimg, ztxt)
     if pairs is diagonal:
         compute: Compute = partial(_diagonal_sigmoid_loss, tile=tile)
         apply = with_gradients
@@ -84,7 +86,8 @@ def softmax_loss(
     images as texts or `pairs` is given.
     """
     check_scalar("t_prime", t_prime)
-    _check_counts(zimg, ztxt, pairs)
+    check_embeddings(zimg, ztxt)
+    check_counts(pairs, zimg, ztxt)
     if pairs is diagonal:
         compute: Compute = partial(_diagonal_softmax_loss, tile=tile)
         apply = with_gradients
@@ -188,15 +191,6 @@ def _softmax_loss_and_grads(
     with torch.autocast(zimg.device.type, enabled=False):
         loss, grads = tiled_softmax_loss(*wide, pairs=pairs, tile=tile)
     return loss, *grads
-
-
-def _check_counts(zimg: Tensor, ztxt: Tensor, pairs: Pairs) -> None:
-    check_embeddings(zimg, ztxt)
-    if pairs is diagonal and zimg.shape[0] != ztxt.shape[0]:
-        raise ValueError(
-            "zimg and ztxt must be as many as each other unless pairs is given, "
-            f"got {zimg.shape[0]} images and {ztxt.shape[0]} texts"
-        )
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 import siglip_ref as sr
 from siglip_ref.backend import Backend
-from siglip_ref.types import Map, Tree
+from siglip_ref.types import Array, Map, Tree
 from siglip_train.captions import ZERO_SHOT_TEMPLATES, strings_of
 from siglip_train.corpus import ValidationPair, names, pixels
 from siglip_train.tokenizer import Tokenizer
@@ -104,30 +104,60 @@ def _task(
     return Task(name, list(pairs), texts, answers, templates, kind)
 
 
+class Encoders(NamedTuple):
+    """The towers as functions of their parameters and their inputs, to unit embeddings (n, d)."""
+
+    image: Callable[[Tree, Array], Array]
+    text: Callable[[Tree, Array], Array]
+
+
+def make_encoders(config: sr.SiglipConfig, backend: Backend) -> Encoders:
+    """The towers of a run, made once for all its evaluations: a backend may compile them."""
+
+    def image(params: Tree, images: Array) -> Array:
+        return sr.encode_image(params, images, config)
+
+    def text(params: Tree, tokens: Array) -> Array:
+        return sr.encode_text(params, tokens, config)
+
+    return Encoders(backend.compile(image), backend.compile(text))
+
+
 def embed_task(
     task: Task,
     params: Tree,
-    config: sr.SiglipConfig,
+    encoders: Encoders,
     tokenizer: Tokenizer,
     backend: Backend,
     parallel_map: Map,
 ) -> Embedded:
-    """The embeddings of a task's images and texts."""
+    """The embeddings of a task's images and texts.
 
-    def embed(encode: Callable[..., Floats], inputs: NDArray[np.generic]) -> Floats:
-        parts = [inputs[start : start + _AT_A_TIME] for start in range(0, len(inputs), _AT_A_TIME)]
+    The towers see batches of one size: the last row of a batch that is too small is repeated, and
+    what comes of that is left out.
+    """
+
+    def embed(encode: Callable[[Tree, Array], Array], inputs: NDArray[np.generic]) -> Floats:
+        starts = range(0, len(inputs), _AT_A_TIME)
+        parts = [_filled_up(inputs[start : start + _AT_A_TIME]) for start in starts]
         done = parallel_map(
-            lambda part: backend.to_numpy(encode(params, backend.asarray(part), config)), parts
+            lambda part: backend.to_numpy(encode(params, backend.asarray(part))), parts
         )
-        return np.concatenate(list(done))
+        return np.concatenate(list(done))[: len(inputs)]
 
     return Embedded(
         task,
-        embed(sr.encode_image, pixels(task.pairs)),
+        embed(encoders.image, pixels(task.pairs)),
         class_embeddings(
-            lambda tokens: embed(sr.encode_text, tokens), tokenizer, task.texts, task.templates
+            lambda tokens: embed(encoders.text, tokens), tokenizer, task.texts, task.templates
         ),
     )
+
+
+def _filled_up(part: NDArray[np.generic]) -> NDArray[np.generic]:
+    """The part with its last row repeated until it has as many as all others."""
+    missing = _AT_A_TIME - len(part)
+    return np.concatenate([part, np.repeat(part[-1:], missing, axis=0)]) if missing else part
 
 
 def class_embeddings(

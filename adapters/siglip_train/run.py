@@ -23,7 +23,14 @@ from siglip_train.checkpoints import (
 )
 from siglip_train.corpus import open_tokenizer, open_training, read_validation
 from siglip_train.datasets import Skips
-from siglip_train.evaluation import Embedded, embed_task, format_table, make_tasks, task_metrics
+from siglip_train.evaluation import (
+    Embedded,
+    embed_task,
+    format_table,
+    make_encoders,
+    make_tasks,
+    task_metrics,
+)
 from siglip_train.loop import (
     evaluated_params,
     is_first,
@@ -77,10 +84,13 @@ def run_on(comm: Communicator | None, settings: Settings, folder: Path, *, resum
             flush=True,
         )
 
+    encoders = make_encoders(config, backend)
+
     def embed(params: Tree) -> list[Embedded]:
         with backend.parallel_map() as parallel_map:
             return [
-                embed_task(task, params, config, tokenizer, backend, parallel_map) for task in tasks
+                embed_task(task, params, encoders, tokenizer, backend, parallel_map)
+                for task in tasks
             ]
 
     def evaluate(params: Tree) -> dict[str, float]:

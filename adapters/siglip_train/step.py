@@ -85,7 +85,7 @@ def make_step(
         return loss, grads, sr.optim.global_norm(grads)
 
     update, average = make_update(settings, backend, parallel_map)
-    if comm is None:  # messages between processes cannot be compiled
+    if comm is None:  # messages between processes cannot be compiled; a backend may do the towers
         gradients = backend.compile(gradients)
 
     def step(state: TrainState, images: Array, tokens: Array) -> tuple[TrainState, dict[str, Any]]:

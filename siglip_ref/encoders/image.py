@@ -16,6 +16,7 @@ from siglip_ref.encoders.map_head import (
     map_head_fwd,
     map_head_probes,
 )
+from siglip_ref.fused import fusable
 from siglip_ref.precision import at_least_float32, cast_like
 from siglip_ref.primitives import DenseParams, LayerNormParams, patch_embed_bwd, patch_embed_fwd
 from siglip_ref.primitives.patch_embed import PatchEmbedResiduals
@@ -40,6 +41,7 @@ class ImageResiduals(NamedTuple):
     map_head: tuple[MapHeadResiduals, ...]
 
 
+@fusable
 def image_fwd(
     images: Float[Array, "n height width c"],
     params: ImageParams,
@@ -66,6 +68,7 @@ def image_fwd(
     return out, ImageResiduals(patch_embed, encoder, map_head)
 
 
+@fusable
 def image_bwd(
     res: ImageResiduals,
     dout: Float[Array, "n d"],

@@ -8,6 +8,7 @@ from siglip_ref.config import TextConfig
 from siglip_ref.encoders.block import BlockParams
 from siglip_ref.encoders.encoder import EncoderResiduals, encoder_bwd, encoder_fwd, encoder_probes
 from siglip_ref.encoders.execution import WHOLE, Execution
+from siglip_ref.fused import fusable
 from siglip_ref.precision import at_least_float32, cast_like
 from siglip_ref.primitives import (
     DenseParams,
@@ -46,6 +47,7 @@ class TextResiduals(NamedTuple):
     head: DenseResiduals | None
 
 
+@fusable
 def text_fwd(
     tokens: Int[Array, "n l"],
     params: TextParams,
@@ -68,6 +70,7 @@ def text_fwd(
     return out, TextResiduals(embed, encoder, head)
 
 
+@fusable
 def text_bwd(
     res: TextResiduals,
     dout: Float[Array, "n e"],

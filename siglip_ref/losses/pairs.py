@@ -102,6 +102,18 @@ def reweighted(pairs: Pairs, positive: float, negative: float) -> Pairs:
     return weighted
 
 
+def check_counts(pairs: Pairs, images: Array, texts: Array) -> None:
+    """Raise ValueError unless there are as many images as texts, or `pairs` says what matches.
+
+    For losses of a whole batch; in a block of one, image i may well be without a text i.
+    """
+    if pairs is diagonal and images.shape[0] != texts.shape[0]:
+        raise ValueError(
+            "there must be as many images as texts unless pairs is given, "
+            f"got {images.shape[0]} images and {texts.shape[0]} texts"
+        )
+
+
 def _signs(row_ids: Int[Array, " n"], column_ids: Int[Array, " m"]) -> Float[Array, "n m"]:
     xp = array_namespace(row_ids, column_ids)
     match = xp.expand_dims(row_ids, axis=1) == xp.expand_dims(column_ids, axis=0)

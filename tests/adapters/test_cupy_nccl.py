@@ -1,20 +1,37 @@
 """The ring over NCCL, with a stand-in for NCCL between threads."""
 
-from concurrent.futures import ThreadPoolExecutor
+import re
+import time
 
 import ml_dtypes
 import numpy as np
 import pytest
 
 import siglip_ref as sr
+from backends import library
+from ring_program import COUNTS, TIMEOUT, Faulty, batch
+from siglip_mpi import communicator, simulate
 from siglip_ref.communicator import Communicator
+from siglip_ref.faults import COLLECTIVE, GRACE, RingError
 from strategies import pairing
 
 pytest.importorskip("cupy")
 from cupy_stand_in import namespace, nccl
+from cupy_stand_in.machine import MACHINE
 
 SIZES = {1: ((3,), (4,)), 2: ((3, 2), (1, 4)), 3: ((1, 3, 2), (2, 1, 3)), 4: ((2,) * 4, (2,) * 4)}
 """Rows of images and texts on each rank, by world size."""
+
+MESSAGES = {
+    "hangs": r"rank 1 did nothing for 2 s; rank 2 waited for it in ring step [12]",
+    "raises": r"rank 1 failed in ring step [12]",
+    "nan": r"rank 1 holds a number that is not finite in ring step 2",
+    "dtype": r"rank 1 sent float32 \(\d, 5\) in ring step 2, .*rank 2 expected float64 \(\d, 5\)",
+    "width": r"rank 1 sent float64 \(\d, 3\) in ring step 2, .*rank 2 expected float64 \(\d, 5\)",
+    "skips": r"rank 1 sent .* in ring step 2 .*rank 2 expected .* in ring step 3",
+}
+IN_TIME = TIMEOUT + 2 * GRACE + 4.0
+"""Seconds, with four for what a rank does between its messages on a busy machine."""
 
 every_size = pytest.mark.parametrize("world_size", SIZES)
 
@@ -25,26 +42,20 @@ def adapter():
         yield siglip_cupy
 
 
-@pytest.fixture(autouse=True)
-def quick_faults(monkeypatch):
-    """A message that does not come within a second never does."""
-    monkeypatch.setattr(nccl.NcclCommunicator, "patience", 1.0)
-    yield
-    nccl.LATE.clear()
-
-
 def on_ranks(adapter, world_size, program, timeout=20.0):
     """What `program(comm, backend)` returns or raises on every rank."""
-    backend, unique_id = adapter.CupyBackend(), nccl.get_unique_id()
+    backend = adapter.CupyBackend()
 
-    def rank_program(rank):
-        comm = adapter.NcclCommunicator(world_size, unique_id, rank, timeout=timeout)
-        assert isinstance(comm, Communicator)
-        return program(comm, backend)
+    def rank_program(mpi):
+        try:
+            with communicator(mpi, timeout) as host:
+                comm = adapter.NcclCommunicator(host, timeout)
+                assert isinstance(comm, Communicator)
+                return program(comm, backend)
+        except Exception as error:
+            return error
 
-    with ThreadPoolExecutor(world_size) as pool:
-        futures = [pool.submit(rank_program, rank) for rank in range(world_size)]
-        return [future.exception() or future.result() for future in futures]
+    return simulate(world_size, rank_program)
 
 
 def parts(x, sizes):
@@ -112,47 +123,141 @@ def test_arrays_of_every_dtype_arrive_with_the_rows_of_their_sender(dtype, adapt
         assert numbers == ((0, 7), (1, 7), (2, 7))
 
 
-def test_a_number_that_is_not_finite_is_reported_with_the_rank_and_the_step(adapter):
+# --- faults ---------------------------------------------------------------------------------------
+
+
+def with_a_fault(adapter, fault, rank, timeout=TIMEOUT):
+    """What every rank raises when one does wrong in mid-ring, and after how many seconds."""
+    start = time.monotonic()
+
     def program(comm, backend):
-        sent = np.asarray([[np.inf if comm.rank == 1 else 1.0]])
-        return comm.start_shift((backend.asarray(sent),), rows=1, step=4).wait()
+        ring = Faulty(comm, fault) if comm.rank == rank else comm
+        shards = (backend.asarray(part[comm.rank]) for part in (parts(z, COUNTS) for z in batch()))
+        scalars = (backend.asarray(np.asarray(x)) for x in (1.5, -2.0))
+        try:
+            return sr.ring.sigmoid_loss(*shards, *scalars, ring, tile=2)
+        except RingError as error:
+            assert comm._comm.aborted
+            with pytest.raises(RingError, match=re.escape(str(error))):
+                comm.gather((1,))  # a ring that has stopped stays stopped
+            return error, time.monotonic() - start
 
-    results = on_ranks(adapter, 3, program)
-    assert [isinstance(result, tuple) for result in results] == [True, True, False]
-    assert str(results[2]) == ("rank 2: rank 1 sent a number that is not finite in ring step 4")
+    return on_ranks(adapter, len(COUNTS), program, timeout)
 
 
-def test_a_rank_that_does_not_send_is_named_after_the_timeout(adapter):
+@pytest.mark.parametrize("fault", MESSAGES)
+def test_all_ranks_stop_in_time_and_name_the_rank_and_the_ring_step(fault, adapter):
+    for rank, outcome in enumerate(with_a_fault(adapter, fault, 1)):
+        if rank == 1 and fault in ("hangs", "raises"):
+            assert isinstance(outcome, RuntimeError | tuple)
+            continue
+        error, seconds = outcome
+        assert re.search(MESSAGES[fault], str(error)), (rank, str(error))
+        assert error.ranks == (1,)
+        assert error.step in (1, 2, 3)
+        assert seconds < IN_TIME, (rank, seconds)
+
+
+@pytest.mark.parametrize("fault", ["nan", "dtype", "raises"])
+def test_a_fault_is_heard_of_long_before_the_timeout(fault, adapter):
+    outcomes = with_a_fault(adapter, fault, 2, timeout=60.0)
+    for error, seconds in outcomes[:2] + outcomes[3:]:
+        assert error.ranks == (2,)
+        assert seconds < 10.0
+
+
+def test_a_shape_that_is_not_expected_never_reaches_nccl(adapter, monkeypatch):
     def program(comm, backend):
-        if comm.rank == 1:
-            return None
-        return comm.start_shift((backend.asarray(np.ones((1, 1))),), rows=1, step=2).wait()
+        if comm.rank == 2:
+            monkeypatch.setattr(comm._comm, "recv", None)
+        sent = backend.asarray(np.ones((2, 3 if comm.rank == 1 else 4)))
+        return comm.start_shift((sent,), rows=2, step=5).wait()
 
-    results = on_ranks(adapter, 3, program, timeout=0.2)
-    assert results[1] is None
-    assert str(results[2]) == "rank 2: waited for rank 1 in ring step 2 for 0.2 s"
+    for error in on_ranks(adapter, 3, program):
+        assert isinstance(error, RingError)
+        assert str(error) in (
+            "rank 1 sent float64 (2, 3) in ring step 5, "
+            "where rank 2 expected float64 (2, 4) in ring step 5"
+        )
 
 
+@pytest.mark.parametrize(
+    ("odd", "said"),
+    [(np.ones(3), "float64 (3,)"), (np.ones(2, dtype=np.float32), "float32 (2,)")],
+)
+def test_of_a_sum_the_rank_with_another_shape_or_dtype_is_named(odd, said, adapter):
+    def program(comm, backend):
+        return comm.sum(backend.asarray(odd if comm.rank == 1 else np.ones(2)))
+
+    for error in on_ranks(adapter, 3, program):
+        assert error.ranks == (1,)
+        assert error.step == COLLECTIVE
+        assert f"rank 1 sent {said} in a sum over the ranks, where rank " in str(error)
+        assert str(error).endswith(" expected float64 (2,) in a sum over the ranks")
+
+
+@pytest.fixture
+def rank_1_sends_nothing(monkeypatch):
+    """What rank 1 hands to NCCL never arrives."""
+    send = nccl.NcclCommunicator.send
+
+    def lossy(self, *args):
+        if self._rank != 1:
+            send(self, *args)
+
+    monkeypatch.setattr(nccl.NcclCommunicator, "send", lossy)
+
+
+def shift_and_gather(comm, backend):
+    """A hop after which rank 1 is gone, and what the others do then."""
+    shift = comm.start_shift((backend.asarray(np.ones((1, 1))),), rows=1, step=2)
+    return None if comm.rank == 1 else (shift.wait(), comm.gather((1,)))
+
+
+@pytest.mark.usefixtures("rank_1_sends_nothing")
+def test_a_device_that_sends_nothing_is_named_after_the_timeout(adapter):
+    results = on_ranks(adapter, 3, shift_and_gather, timeout=0.5)
+    for error in (results[0], results[2]):
+        assert isinstance(error, RingError)
+        assert str(error) == "rank 1 did nothing for 0.5 s; rank 2 waited for it in ring step 2"
+
+
+@pytest.mark.usefixtures("rank_1_sends_nothing")
 def test_an_error_of_nccl_ends_the_wait(adapter, monkeypatch):
     def broken(self):
         raise nccl.NcclError("NCCL_ERROR_REMOTE_ERROR: peer is gone")
 
     monkeypatch.setattr(nccl.NcclCommunicator, "check_async_error", broken)
-    nccl.LATE.set()
+    results = on_ranks(adapter, 3, shift_and_gather)
+    for error in (results[0], results[2]):
+        assert isinstance(error, RingError)
+        assert str(error) == "rank 1 closed its connection; rank 2 waited for it in ring step 2"
 
+
+def test_the_hosts_agree_without_waiting_for_a_device(adapter):
     def program(comm, backend):
-        return comm.start_shift((backend.asarray(np.ones((1, 1))),), rows=1, step=3).wait()
+        sent = backend.asarray(np.ones((2, 3)))
+        comm.sum(sent)
+        return comm.start_shift((sent,), rows=2, step=0).wait()
 
-    for rank, result in enumerate(on_ranks(adapter, 2, program)):
-        assert str(result) == (f"rank {rank}: NCCL_ERROR_REMOTE_ERROR: peer is gone in ring step 3")
+    with MACHINE.forbidding_waits(copies=True):
+        results = on_ranks(adapter, 3, program)
+    assert [result[0].shape for result in results] == [(2, 3)] * 3
 
 
 def test_a_dtype_that_nccl_has_not_is_refused(adapter):
     def program(comm, backend):
         sent = backend.asarray(np.ones((1, 1), dtype=np.complex128))
-        return comm._buffer(sent)
+        return comm.sum(sent)
 
     (error,) = on_ranks(adapter, 1, program)
     assert isinstance(error, TypeError)
     assert "array must have a dtype out of int32, " in str(error)
     assert str(error).endswith("got complex128")
+
+
+def test_the_world_tells_of_faults_by_mpi(adapter):
+    library("mpi4py.MPI")
+    with adapter.world(timeout=5.0) as comm:
+        assert (comm.rank, comm.world_size) == (0, 1)
+        assert comm.gather((3, 4)) == ((3, 4),)

@@ -12,6 +12,7 @@ jax = library("jax")
 import jax.numpy as jnp  # noqa: E402
 
 from siglip_jax import JaxBackend, tiled_sigmoid_loss  # noqa: E402
+from siglip_jax.forms import FORMS  # noqa: E402
 
 CONFIG = sr.SiglipConfig(
     image=sr.ImageConfig(image_size=8, patch_size=4, width=8, depth=1, mlp_dim=16, num_heads=2),
@@ -105,3 +106,23 @@ def test_a_compiled_step_has_the_gradients_of_numpy(backend, tile):
     largest = max(np.max(np.abs(gradient)) for gradient in want.values())
     for path, gradient in want.items():
         np.testing.assert_allclose(got[path], gradient, rtol=0, atol=1e-12 * largest, err_msg=path)
+
+
+@pytest.mark.parametrize("remat", ["nothing", "blocks"])
+def test_of_a_step_that_is_not_compiled_the_towers_are_once_for_all_batches(backend, remat):
+    rng = np.random.default_rng(0)
+    params = sr.tree.tree_map(lambda p: p.astype(np.float64), sr.init_params(CONFIG, rng))
+    device_params = sr.tree.tree_map(backend.asarray, params)
+    before = {operation: form._cache_size() for operation, form in FORMS.items()}
+    for _ in range(2):
+        images, tokens = rng.uniform(-1, 1, (4, 8, 8, 3)), rng.integers(0, 11, (4, 4))
+        on_device = map(backend.asarray, (images, tokens))
+        loss, grads = sr.loss_and_grads(device_params, *on_device, CONFIG, remat=remat)
+        want_loss, want = sr.loss_and_grads(params, images, tokens, CONFIG)
+        assert float(loss) == pytest.approx(float(want_loss), rel=1e-12)
+        for path, wanted in sr.tree.flatten(want).items():
+            got = backend.to_numpy(sr.tree.flatten(grads)[path])
+            np.testing.assert_allclose(got, wanted, rtol=1e-9, atol=1e-12, err_msg=path)
+    assert {operation: form._cache_size() for operation, form in FORMS.items()} == {
+        operation: count + 1 for operation, count in before.items()
+    }

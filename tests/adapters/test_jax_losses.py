@@ -240,7 +240,7 @@ def test_float64_without_x64_is_refused_and_not_rounded():
 
 
 def test_pairs_that_are_not_as_many_images_as_texts_are_refused(unchecked):
-    with pytest.raises(ValueError, match="one row for each pair unless pairs is given"):
+    with pytest.raises(ValueError, match="as many images as texts unless pairs is given"):
         siglip_jax.sigmoid_loss(*batch(3, 4))
     with pytest.raises(ValueError, match="tile must be a positive integer, got 0"):
         siglip_jax.sigmoid_loss(*batch(), tile=0)

@@ -62,7 +62,7 @@ def test_the_memory_of_a_device_does_not_grow_with_the_number_of_devices(found, 
 @pytest.mark.parametrize("name", RINGS)
 def test_images_and_texts_of_a_shard_must_be_pairs_unless_pairs_is_given(name, unchecked):
     scalars = (np.zeros(()), np.zeros(()))[: 2 if name == "ring_sigmoid_loss" else 1]
-    with pytest.raises(ValueError, match="one row for each pair unless pairs is given"):
+    with pytest.raises(ValueError, match="as many images as texts unless pairs is given"):
         getattr(siglip_jax, name)(np.zeros((2, 3)), np.zeros((1, 3)), *scalars, axis_name="ring")
 
 

@@ -1,5 +1,9 @@
 """What the rings send, counted, is what the formulas of docs/ring.md say."""
 
+import itertools
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -10,6 +14,12 @@ from siglip_mpi.count import main
 from siglip_mpi.traffic import FORMULAS, Traffic
 
 D, N, M = 5, 2, 3
+DOCUMENT = Path(__file__).parents[2] / "docs" / "ring.md"
+TITLES = {
+    "sigmoid on the ring": "sigmoid_ring",
+    "softmax on the ring": "softmax_ring",
+    "softmax, all gathered": "allgather_softmax",
+}
 
 
 def sigmoid_ring(zimg, ztxt, comm, asarray):
@@ -56,6 +66,59 @@ def test_arrays_of_other_libraries_are_counted_alike(name):
     asarray = library(name).asarray
     expected = FORMULAS["sigmoid_ring"](2, N, M, D, 4)
     assert counts_of(sigmoid_ring, 2, np.float32, asarray) == [expected] * 2
+
+
+# --- what docs/ring.md says -----------------------------------------------------------------------
+
+
+def documented():
+    """The rows of the table of what a device sends, by the name of their formula."""
+    section = DOCUMENT.read_text("utf-8").partition("## What a device sends")[2].partition("##")[0]
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if "|" in line]
+    return {TITLES[title]: cells for title, *cells in rows[2:]}
+
+
+def value(formula, **quantities):
+    """A formula as it is printed, in numbers: what stands side by side is multiplied."""
+    formula = formula.replace("′", "_").replace("−", "-")
+    tokens = re.findall(r"\w+|[-+()]", formula)
+    assert "".join(tokens) == formula.replace(" ", "")
+    product = [tokens[0]]
+    for left, right in itertools.pairwise(tokens):
+        operands = left not in "+-(" and right not in "+-)"
+        product += ["*", right] if operands else [right]
+    return eval("".join(product), {}, quantities)
+
+
+def test_a_printed_formula_is_read_as_it_is_meant():
+    assert value("2 (W − 1)", W=4) == 6
+    assert value("(W − 1) m (2 d s + 8 s′)", W=3, m=5, d=7, s=2, s_=4) == 2 * 5 * (28 + 32)
+
+
+def test_the_document_has_a_row_for_every_formula():
+    assert documented().keys() == FORMULAS.keys()
+
+
+@pytest.mark.parametrize("element", [8, 4, 2])
+@pytest.mark.parametrize("name", FORMULAS)
+def test_the_document_says_what_the_formula_does(name, element):
+    messages, num_bytes, summed = documented()[name]
+    number, _, which = summed.partition(": ")
+    for world_size, n, m, d in [(1, 2, 3, 5), (2, 2, 3, 5), (7, 11, 13, 768)]:
+        quantities = {"W": world_size, "n": n, "m": m, "d": d, "s": element, "s_": max(element, 4)}
+        said = Traffic(value(messages, **quantities), value(num_bytes, **quantities), int(number))
+        assert said == FORMULAS[name](world_size, n, m, d, element)
+        assert said.summed == len(which.split(", "))
+
+
+@pytest.mark.parametrize("d", [512, 768, 1152])
+def test_in_float32_softmax_sends_half_as_much_again_and_gathering_as_much_as_the_sigmoid(d):
+    sigmoid, softmax, gathered = (
+        FORMULAS[name](8, 64, 64, d, 4).num_bytes
+        for name in ("sigmoid_ring", "softmax_ring", "allgather_softmax")
+    )
+    assert softmax / sigmoid == pytest.approx(1.5, rel=0.01)
+    assert gathered / sigmoid == pytest.approx(1.0, rel=0.01)
 
 
 def test_the_counts_are_said_in_words():

@@ -111,6 +111,10 @@ def test_whoever_says_that_it_failed_is_believed():
     assert tuple(verdict(notices)) == (3,)
 
 
+def test_whoever_sent_numbers_that_are_not_finite_is_named_by_whom_they_reached():
+    assert tuple(verdict([silent(0, 2), Notice(2, (1,), 1, Reason.NOT_FINITE)])) == (1,)
+
+
 def test_of_a_chain_of_waiting_ranks_the_silent_one_is_named():
     assert tuple(verdict([silent(3, 2), silent(2, 1), silent(0, 3)])) == (1,)
 

@@ -307,7 +307,7 @@ PARAMS, IMAGES, TOKENS = batch(CONFIG)
         ({"tokens": TOKENS[:, :4]}, ValueError, r"tokens must have the shape \(n, 5\).*\(4, 4\)"),
         ({"tokens": TOKENS[0]}, ValueError, r"tokens must .*got \(5,\)"),
         ({"tokens": TOKENS.astype(float)}, TypeError, "tokens must be integers, got .*float64"),
-        ({"tokens": TOKENS[:3]}, ValueError, "images and tokens .*got 4 images and 3 texts"),
+        ({"tokens": TOKENS[:3]}, ValueError, "as many images as texts .*got 4 images and 3 texts"),
         ({"params": {**PARAMS, "c": PARAMS["b"]}}, ValueError, "params do not fit .*unknown c"),
         ({"loss": "hinge"}, ValueError, "loss must be sigmoid or softmax, got 'hinge'"),
         ({"remat": "all"}, ValueError, "remat must be nothing, blocks or towers, got 'all'"),

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 
 from siglip_ref.losses import diagonal, from_matrix, reweighted, same_group
+from siglip_ref.losses.pairs import check_counts
 from strategies import TARGETS, distinct, seeds, targets
 
 
@@ -113,3 +114,14 @@ def test_a_weight_that_is_not_above_zero_is_refused(name, value):
     weights = {"positive": 1.0, "negative": 1.0, name: value}
     with pytest.raises(ValueError, match=f"{name} must be a weight above 0, got {value!r}"):
         reweighted(diagonal, **weights)
+
+
+def test_images_and_texts_must_be_as_many_unless_it_is_said_which_of_them_match():
+    images, texts = np.zeros((4, 2, 2, 3)), np.zeros((3, 5))
+    with pytest.raises(
+        ValueError,
+        match="as many images as texts unless pairs is given, got 4 images and 3 texts",
+    ):
+        check_counts(diagonal, images, texts)
+    check_counts(diagonal, images[:3], texts)
+    check_counts(same_group(np.arange(4), np.arange(3)), images, texts)

@@ -6,6 +6,7 @@ import numpy as np
 
 from cupy_stand_in.machine import MACHINE
 from cupy_stand_in.signatures import check_call
+from cupy_stand_in.streams import enqueue
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 MOVING = frozenset(
@@ -55,7 +56,10 @@ class ndarray:  # noqa: N801  (CuPy's name)
             return np.array(self.host, order=order)
         assert out.dtype == self.host.dtype
         assert out.shape == self.host.shape
-        out[...] = self.host
+        if stream is None or blocking:
+            out[...] = self.host
+        else:
+            enqueue(stream.ptr, lambda: np.copyto(out, self.host) is None)
         return out
 
     def astype(self, dtype, **options):

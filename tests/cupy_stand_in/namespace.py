@@ -23,6 +23,7 @@ from cupy_stand_in.arrays import MOVING, Ufunc, matmul, ndarray, refuse_bfloat16
 from cupy_stand_in.host_module import HostModule
 from cupy_stand_in.machine import MACHINE
 from cupy_stand_in.signatures import check_call
+from cupy_stand_in.streams import Event, Stream
 
 ASIDE = ("cupy", "cupyx", "cupy_backends", "siglip_cupy", "array_api_compat.cupy")
 """Packages that are set aside while the stand-in is there, for they are or use the real CuPy."""
@@ -79,30 +80,6 @@ class RawModule:
             kernel(grid, block, tuple(map(unwrapped, args)))
 
         return launch
-
-
-class Event:
-    """Something on a stream; streams are served at once, unless a message never came."""
-
-    @property
-    def done(self):
-        return not nccl.LATE.is_set()
-
-
-class Stream:
-    """An order of things to do."""
-
-    def __init__(self, null=False, non_blocking=False, ptds=False, priority=None):
-        self.ptr = 0
-
-    def record(self, event=None):
-        return Event()
-
-    def wait_event(self, event):
-        assert isinstance(event, Event)
-
-    def synchronize(self):
-        MACHINE.wait("synchronize")
 
 
 class Device:

@@ -3,13 +3,17 @@
 import numpy as np
 
 import siglip_ref as sr
+from siglip_mpi import communicator, simulate
 from strategies import pairing
 
 
-def test_a_ring_of_one_gives_the_loss_of_one_device(adapter, cupy_backend):
-    from cupy.cuda import nccl
+def alone(adapter):
+    """The communicator of a ring of one device."""
+    return adapter.NcclCommunicator(simulate(1, communicator)[0])
 
-    comm = adapter.NcclCommunicator(1, nccl.get_unique_id(), 0)
+
+def test_a_ring_of_one_gives_the_loss_of_one_device(adapter, cupy_backend):
+    comm = alone(adapter)
     assert comm.gather((3, 4)) == ((3, 4),)
     args = pairing(np.random.default_rng(0), 9, 7, 5)
     want, grads = sr.losses.tiled_sigmoid_loss(*args)
@@ -22,9 +26,7 @@ def test_a_ring_of_one_gives_the_loss_of_one_device(adapter, cupy_backend):
 
 
 def test_arrays_that_a_device_sends_to_itself_arrive(adapter, cupy_backend):
-    from cupy.cuda import nccl
-
-    comm = adapter.NcclCommunicator(1, nccl.get_unique_id(), 0)
+    comm = alone(adapter)
     for dtype in (np.float16, np.float32, np.float64):
         sent = np.arange(12, dtype=dtype).reshape(4, 3)
         (came,) = comm.start_shift((cupy_backend.asarray(sent),), rows=4, step=0).wait()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import siglip_ref as sr
+from backends import library
 from siglip_train.backends import find_communicator
 from siglip_train.checkpoints import latest_checkpoint, load_checkpoint, step_path
 from siglip_train.loop import read_metrics
@@ -82,6 +83,18 @@ def test_the_softmax_loss_is_shared_out_too(tmp_path):
         status, _, errors = run("mpi", count, *flags, "--out", str(tmp_path / str(count)))
         assert status == 0, errors
     assert_equal_to_rounding(tmp_path / "1", tmp_path / "3")
+
+
+@pytest.mark.slow
+def test_processes_whose_towers_jax_compiles_end_with_the_same_parameters(
+    alone, tmp_path, monkeypatch
+):
+    library("jax")
+    monkeypatch.setenv("JAX_ENABLE_X64", "1")
+    flags = ("--backend", "jax", "--microbatch", "0", "--out", str(tmp_path / "run"))
+    status, _, errors = run("mpi", 2, *TINY, *flags)
+    assert status == 0, errors
+    assert_equal_to_rounding(alone, tmp_path / "run")
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)

@@ -6,15 +6,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import siglip_ref as sr
+from backends import library
 from siglip_ref.backend import NumpyBackend
 from siglip_train import emoji
-from siglip_train.corpus import ValidationPair
+from siglip_train.corpus import ValidationPair, pixels
 from siglip_train.evaluation import (
     Embedded,
     Task,
     chance,
     embed_task,
     format_table,
+    make_encoders,
     make_tasks,
     positive_ranks,
     task_metrics,
@@ -124,7 +126,8 @@ def test_seen_and_unseen_concepts_are_tasks_of_their_own():
     assert make_tasks([]) == []
 
 
-def test_an_untrained_model_is_near_chance_and_its_embeddings_are_of_unit_norm():
+def small_task(number):
+    """An untrained model, a tokenizer, and a task with so many things to find."""
     tokenizer = Tokenizer(emoji.tokenizer_path(), 8)
     config = sr.SiglipConfig(
         image=sr.ImageConfig(
@@ -144,10 +147,20 @@ def test_an_untrained_model_is_near_chance_and_its_embeddings_are_of_unit_norm()
     params = sr.init_params(config, rng)
     pairs = [
         ValidationPair(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8), {"name": f"thing {i}"})
-        for i in range(150)
+        for i in range(number)
     ]
     (task,) = make_tasks(pairs)
-    embedded = embed_task(task, params, config, tokenizer, NumpyBackend(), map)
+    return task, params, config, tokenizer
+
+
+def embedded_by(backend, number):
+    task, params, config, tokenizer = small_task(number)
+    params = sr.tree.tree_map(backend.asarray, params)
+    return embed_task(task, params, make_encoders(config, backend), tokenizer, backend, map)
+
+
+def test_an_untrained_model_is_near_chance_and_its_embeddings_are_of_unit_norm():
+    embedded = embedded_by(NumpyBackend(), 150)
     for z in (embedded.zimg, embedded.ztxt):
         assert z.shape == (150, 16)
         np.testing.assert_allclose(np.linalg.norm(z, axis=1), 1, rtol=1e-5)
@@ -157,3 +170,45 @@ def test_an_untrained_model_is_near_chance_and_its_embeddings_are_of_unit_norm()
     table = format_table(metrics)
     assert "validation, image to text" in table
     assert "3.3%" in table
+
+
+@pytest.mark.parametrize("number", [1, 63, 64, 65, 150])
+def test_an_embedding_depends_on_no_other_of_its_batch(number):
+    task, params, config, _ = small_task(number)
+    embedded = embedded_by(NumpyBackend(), number)
+    assert embedded.zimg.shape == embedded.ztxt.shape == (number, 16)
+    for place in {0, number // 2, number - 1}:
+        alone = sr.encode_image(params, pixels([task.pairs[place]]), config)
+        np.testing.assert_allclose(embedded.zimg[place], alone[0], rtol=0, atol=1e-6)
+
+
+def test_a_backend_compiles_each_tower_once_for_all_tasks():
+    class Recording(NumpyBackend):
+        def compile(self, fn):
+            name = fn.__name__
+
+            def recorded(params, inputs):
+                shapes.append((name, *inputs.shape))
+                return fn(params, inputs)
+
+            compiled.append(name)
+            return recorded
+
+    shapes, compiled = [], []
+    task, params, config, tokenizer = small_task(150)
+    backend = Recording()
+    encoders = make_encoders(config, backend)
+    for count in (150, 7):
+        part = task._replace(pairs=task.pairs[:count], texts=task.texts[:count])
+        embed_task(part, params, encoders, tokenizer, backend, map)
+    assert compiled == ["image", "text"]
+    assert set(shapes) == {("image", 64, 8, 8, 3), ("text", 64, 8)}
+
+
+def test_compiled_by_jax_the_embeddings_are_those_of_numpy():
+    library("jax")
+    from siglip_jax import JaxBackend
+
+    want, got = (embedded_by(backend, 70) for backend in (NumpyBackend(), JaxBackend()))
+    for ours, theirs in zip(want[1:], got[1:], strict=True):
+        np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-6)

@@ -92,23 +92,29 @@ def _norms() -> Iterator[Case]:
             {"x": values.normal(*shape, scale=scale, mean=mean), **values.norm(shape[-1])},
             attrs={"eps": EPS},
         )
-    for name, scale, eps, comment in (
-        ("n4-d6/ordinary", 1.0, NORM_EPS, "rows of ordinary length"),
+    for name, shape, scale, eps, comment in (
+        (
+            "n2-l3-d6/three-axes",
+            (2, 3, 6),
+            1.0,
+            NORM_EPS,
+            "rows of ordinary length; norms over the last axis only",
+        ),
         (
             "n5-d3/eps-shows",
+            (5, 3),
             0.125,
             2.0**-4,
             "an eps of the size of the norms shows where it stands",
         ),
     ):
         case_id = f"primitives.l2_normalize/{name}"
-        n, d = (int(part[1:]) for part in name.split("/")[0].split("-"))
         yield define(
             case_id,
             "l2_normalize",
             "ENC-12 GRAD-8",
             comment,
-            {"x": Values(case_id).normal(n, d, scale=scale)},
+            {"x": Values(case_id).normal(*shape, scale=scale)},
             attrs={"eps": eps},
         )
 
