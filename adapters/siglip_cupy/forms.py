@@ -19,7 +19,10 @@ from siglip_ref.primitives import (
     layer_norm_bwd,
     layer_norm_fwd,
 )
-from siglip_ref.primitives.dot_product_attention import DotProductAttentionResiduals
+from siglip_ref.primitives.dot_product_attention import (
+    DotProductAttentionResiduals,
+    attention_weights,
+)
 from siglip_ref.primitives.layer_norm import LayerNormResiduals
 from siglip_ref.types import Array, Float
 
@@ -106,7 +109,7 @@ def dot_product_attention_fwd_form(
     if not _kernels_fit(query, key, value):
         return formula_of(dot_product_attention_fwd)(query, key, value)
     query, key, value = contiguous(query), contiguous(key), contiguous(value)
-    out = _product(_attention_weights(query, key), value)
+    out = _product(attention_weights_form(query, key), value)
     return out, DotProductAttentionResiduals(query, key, value)
 
 
@@ -118,7 +121,7 @@ def dot_product_attention_bwd_form(
         return formula_of(dot_product_attention_bwd)(res, dout)
     query, key, value = (contiguous(x) for x in res)
     dout = contiguous(dout)
-    weights = _attention_weights(query, key)
+    weights = attention_weights_form(query, key)
     scale = 1 / math.sqrt(query.shape[-1])
     dvalue = _product(_swapped(weights), dout)
     dweights = _product(dout, _swapped(value), wide=True)
@@ -131,7 +134,13 @@ def dot_product_attention_bwd_form(
     return dquery, dkey, dvalue
 
 
-def _attention_weights(query: Float[Array, "n h l k"], key: Float[Array, "n h m k"]) -> Array:
+def attention_weights_form(
+    query: Float[Array, "n h l k"], key: Float[Array, "n h m k"]
+) -> Float[Array, "n h l m"]:
+    """`attention_weights` in one batched product and a kernel."""
+    if not _kernels_fit(query, key):
+        return formula_of(attention_weights)(query, key)
+    query, key = contiguous(query), contiguous(key)
     scores = _product(query, _swapped(key), wide=True, alpha=1 / math.sqrt(query.shape[-1]))
     weights = cupy.empty(scores.shape, dtype=query.dtype)
     length = weights.shape[-1]
@@ -145,6 +154,7 @@ FORMS: dict[Callable[..., Any], Callable[..., Any]] = {
     gelu_tanh_bwd: gelu_tanh_bwd_form,
     layer_norm_fwd: layer_norm_fwd_form,
     layer_norm_bwd: layer_norm_bwd_form,
+    attention_weights: attention_weights_form,
     dot_product_attention_fwd: dot_product_attention_fwd_form,
     dot_product_attention_bwd: dot_product_attention_bwd_form,
 }

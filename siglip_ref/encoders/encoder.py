@@ -78,9 +78,8 @@ def encoder_bwd(
     dx, encoder_norm = layer_norm_bwd(res.norm, dout)
     blocks: dict[str, BlockParams] = {}
     for index in reversed(range(config.depth)):
-        dx, blocks[block_name(index)] = backward_in_parts(
-            backward, res.blocks[index], dx, execution
-        )
+        name, parts = block_name(index), res.blocks[index]
+        dx, blocks[name] = backward_in_parts(backward, parts, dx, execution)
     return dx, dict(sorted(blocks.items())), encoder_norm
 
 

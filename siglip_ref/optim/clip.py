@@ -32,11 +32,10 @@ def clip_by_global_norm(grads: Tree, max_norm: float) -> tuple[Tree, Float[Array
 
     Source: arXiv:1211.5063, section 3.2; big_vision's SigLIP 2 recipe has max_norm = 1.
     """
-    _check_max_norm(max_norm)
     norm = global_norm(grads)
+    factor = clip_factor(norm, max_norm)
     if math.isinf(max_norm):
         return grads, norm
-    factor = clip_factor(norm, max_norm)
     return tree_map(lambda g: cast_like(at_least_float32(g) * factor, g), grads), norm
 
 
@@ -45,14 +44,10 @@ def clip_factor(norm: Float[Array, ""], max_norm: float) -> Float[Array, ""]:
 
     Raises ValueError unless `max_norm` is above 0; infinity clips nothing.
     """
-    _check_max_norm(max_norm)
+    if not max_norm > 0:
+        raise ValueError(f"max_norm must be above 0, got {max_norm!r}")
     xp = array_namespace(norm)
     if math.isinf(max_norm):
         return xp.ones_like(norm)
     # max(norm, max_norm) instead of norm: no division by zero, and nothing below it is scaled.
     return max_norm / xp.maximum(norm, xp.full_like(norm, max_norm))
-
-
-def _check_max_norm(max_norm: float) -> None:
-    if not max_norm > 0:
-        raise ValueError(f"max_norm must be above 0, got {max_norm!r}")

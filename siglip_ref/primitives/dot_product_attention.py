@@ -49,6 +49,7 @@ def dot_product_attention_bwd(
     return dquery, dkey, dvalue
 
 
+@fusable
 def attention_weights(
     query: Float[Array, "n h l k"], key: Float[Array, "n h m k"]
 ) -> Float[Array, "n h l m"]:

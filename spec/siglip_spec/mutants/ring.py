@@ -334,7 +334,7 @@ CLIPPING = (
                 _CLIPPED,
                 "def clip(g):\n"
                 '    norm = global_norm({"": g})\n'
-                "    return g * (max_norm / xp.maximum(norm, xp.full_like(norm, max_norm)))\n"
+                "    return g * clip_factor(norm, max_norm)\n"
                 "return tree_map(clip, grads), norm",
             ),
         ),

@@ -11,22 +11,36 @@ _TEXT = "siglip_ref.encoders.text"
 _TEXTS = ("encode_text", "siglip")
 _EMBED = 'x, embed = embed_fwd(tokens, params["embed"]["embedding"])'
 _ENCODE = "encoder_fwd(x, params, config, execution)"
-_VALUE = 'key: Float[Array, "n h m k"], value: Float[Array, "n h m k"]'
+_KEY = 'key: Float[Array, "n h m k"]'
+_VALUE = 'value: Float[Array, "n h m k"]'
+_SETTINGS = "params: Tree,\nconfig: ImageConfig | TextConfig,\nexecution: Execution = WHOLE,"
 _PAD = 1
 
 
 def _mask(visible: str) -> tuple[Edit, ...]:
     """A mask on the scores of the text tower: which keys (last axis) are `visible`."""
     return (
-        Edit(_ATTENTION, _VALUE, f"{_VALUE}, visible=None"),
+        Edit(_ATTENTION, f"{_KEY}, {_VALUE}", f"{_KEY}, {_VALUE}, visible=None"),
+        Edit(_ATTENTION, f"{_KEY}\n{_VALUE}", f"{_KEY}\n{_VALUE}\nvisible: Any"),
+        Edit(_ATTENTION, "attention_weights(query, key)", "attention_weights(query, key, visible)"),
         Edit(
             _ATTENTION,
-            "weights = softmax(scaled @ xp.matrix_transpose(key))",
-            "scores = scaled @ xp.matrix_transpose(key)\n"
-            "if visible is not None:\n"
-            "    scores = xp.where(visible, scores, -xp.inf)\n"
-            "weights = softmax(scores)",
+            "attention_weights(res.query, res.key)",
+            "attention_weights(res.query, res.key, res.visible)",
         ),
+        Edit(_ATTENTION, "Residuals(query, key, value)", "Residuals(query, key, value, visible)"),
+        Edit(
+            _ATTENTION,
+            "def attention_weights(",
+            "def attention_weights(query, key, visible=None):\n"
+            "    xp = array_namespace(query)\n"
+            "    scores = (query / math.sqrt(query.shape[3])) @ xp.matrix_transpose(key)\n"
+            "    if visible is not None:\n"
+            "        scores = xp.where(visible, scores, -xp.inf)\n"
+            "    return softmax(scores)\n\n\n"
+            "def _without_mask(",
+        ),
+        Edit(_ATTENTION, "from typing import NamedTuple", "from typing import Any, NamedTuple"),
         Edit(
             _HEADS,
             "params: AttentionParams,\nnum_heads: int,",
@@ -35,7 +49,7 @@ def _mask(visible: str) -> tuple[Edit, ...]:
         Edit(_HEADS, "_split_heads(value, num_heads)", "_split_heads(value, num_heads), visible"),
         Edit(_BLOCK, "num_heads: int, eps: float", "num_heads, eps, visible=None"),
         Edit(_BLOCK, 'params["attn"], num_heads)', 'params["attn"], num_heads, visible)'),
-        Edit(_ENCODER, "remat: bool = False,", "remat: bool = False,\nvisible=None,"),
+        Edit(_ENCODER, _SETTINGS, f"{_SETTINGS}\nvisible=None,"),
         Edit(
             _ENCODER,
             "block_fwd(x, block, config.num_heads, config.layer_norm_eps)",
@@ -46,7 +60,7 @@ def _mask(visible: str) -> tuple[Edit, ...]:
             f"x, encoder = {_ENCODE}",
             "xp = array_namespace(tokens)\n"
             f"visible = {visible}\n"
-            f"x, encoder = {_ENCODE.replace('remat)', 'remat, visible=visible)')}",
+            f"x, encoder = {_ENCODE.replace('execution)', 'execution, visible)')}",
         ),
     )
 
@@ -56,12 +70,12 @@ def _pooling(weights: str) -> tuple[Edit, ...]:
     return (
         Edit(
             _TEXT,
-            "def text_fwd(",
+            "@fusable\ndef text_fwd(",
             "def _pooling(tokens):\n"
             "    xp = array_namespace(tokens)\n"
             "    positions = xp.arange(tokens.shape[1])[None, :]\n"
             f"    return ({weights})[:, :, None] * xp.ones(tokens.shape)[:, :, None]\n\n\n"
-            "def text_fwd(",
+            "@fusable\ndef text_fwd(",
         ),
         Edit(_TEXT, "last = x[:, -1, :]", "last = (_pooling(tokens) * x).sum(axis=1)"),
         Edit(

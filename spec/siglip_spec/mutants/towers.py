@@ -3,6 +3,7 @@
 from siglip_spec.mutants.mutant import Edit, Mutant
 
 _BLOCK = "siglip_ref.encoders.block"
+_BLOCK_BWD = "backward_in_parts(backward, parts, dx, execution)"
 _ENCODER = "siglip_ref.encoders.encoder"
 _IMAGE = "siglip_ref.encoders.image"
 _TEXT = "siglip_ref.encoders.text"
@@ -104,15 +105,15 @@ BLOCKS = (
             ),
             Edit(
                 _ENCODER,
-                "for index in reversed(range(config.depth)):\n    block_res = res.blocks[index]",
+                "for index in reversed(range(config.depth)):\n"
+                "    name, parts = block_name(index), res.blocks[index]",
                 "for number in reversed(range(2 * config.depth)):\n"
-                "    index, block_res = number % config.depth, res.blocks[number]",
+                "    name, parts = block_name(number % config.depth), res.blocks[number]",
             ),
             Edit(
                 _ENCODER,
-                "dx, blocks[block_name(index)] = block_bwd(block_res, dx)",
-                "dx, dblock = block_bwd(block_res, dx)\n"
-                "name = block_name(index)\n"
+                f"dx, blocks[name] = {_BLOCK_BWD}",
+                f"dx, dblock = {_BLOCK_BWD}\n"
                 "old = blocks.get(name, tree_map(lambda g: 0 * g, dblock))\n"
                 "blocks[name] = tree_map(lambda g, more: g + more, old, dblock)",
             ),
@@ -147,11 +148,11 @@ POSITIONS = (
             ),
             Edit(
                 _IMAGE,
-                "def image_fwd(",
+                "@fusable\ndef image_fwd(",
                 "def _swapped(positions, grid):\n"
                 "    cells = positions.reshape(grid, grid, -1)\n"
                 "    return cells.transpose(1, 0, 2).reshape(grid * grid, -1)\n\n\n"
-                "def image_fwd(",
+                "@fusable\ndef image_fwd(",
             ),
         ),
     ),
@@ -208,11 +209,11 @@ POSITIONS = (
             ),
             Edit(
                 _IMAGE,
-                "def image_fwd(",
+                "@fusable\ndef image_fwd(",
                 "def _with_class(tokens):\n"
                 "    xp = array_namespace(tokens)\n"
                 "    return xp.concat((0 * tokens[:, :1, :], tokens), axis=1)\n\n\n"
-                "def image_fwd(",
+                "@fusable\ndef image_fwd(",
             ),
             Edit(
                 _IMAGE,
