@@ -1,7 +1,7 @@
 """All cores for NumPy: microbatches side by side, each on one BLAS thread.
 
 NumPy's elementwise functions use one core, so with threads inside the matrix products only, much
-of a training step runs on a single core. Whole microbatches on threads keep every core busy.
+of a training step runs on a single core. Microbatches on threads keep every core busy.
 """
 
 import ctypes

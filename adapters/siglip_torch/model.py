@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import siglip_ref as sr
+from siglip_ref.encoders.execution import Execution
 from siglip_ref.model import (
     check_images,
     check_tokens,
@@ -98,7 +99,7 @@ class SiglipModel(nn.Module):
 
         def run(images: Tensor, *params: Tensor) -> tuple[Tensor, Any]:
             tree = sr.tree.unflatten(dict(zip(paths, params, strict=True)))
-            z, res = forward(tree, images, self.config, remat=self.remat)
+            z, res = forward(tree, images, self.config, Execution(remat=self.remat))
             return z, res
 
         def run_back(res: Any, dz: Tensor) -> tuple[Tensor | None, ...]:
