@@ -231,7 +231,11 @@ def test_an_error_of_nccl_ends_the_wait(adapter, monkeypatch):
     results = on_ranks(adapter, 3, shift_and_gather)
     for error in (results[0], results[2]):
         assert isinstance(error, RingError)
-        assert str(error) == "rank 1 closed its connection; rank 2 waited for it in ring step 2"
+        # Whichever the host of rank 2 notices first: the other's end, or its silence.
+        assert str(error) in {
+            f"rank 1 {fate}; rank 2 waited for it in ring step 2"
+            for fate in ("closed its connection", "did nothing for 20 s")
+        }
 
 
 def test_the_hosts_agree_without_waiting_for_a_device(adapter):
