@@ -26,8 +26,8 @@ _KEEP = 2**30  # bytes
 class ThreadedNumpyBackend(NumpyBackend):
     """NumPy on all cores of the host, or on OMP_NUM_THREADS of them."""
 
-    update_block: int | None = 2**16
-    """What an update has at hand for a block stays in the cache of a core."""
+    update_block: int | None = 2**18
+    """Large enough that handing out the blocks costs little, small enough to stay in a cache."""
 
     def __init__(self) -> None:
         self.sigmoid_loss = self._sigmoid_loss
