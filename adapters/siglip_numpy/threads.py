@@ -14,6 +14,7 @@ from typing import Any
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from siglip_numpy.forms import HostArray, register_forms
 from siglip_numpy.tile_loop import tiled_sigmoid_loss
 from siglip_ref.backend import NumpyBackend
 from siglip_ref.losses.sigmoid import SigmoidLossCotangents
@@ -31,10 +32,11 @@ class ThreadedNumpyBackend(NumpyBackend):
 
     def __init__(self) -> None:
         self.sigmoid_loss = self._sigmoid_loss
+        register_forms()
 
     def asarray(self, x: NDArray[Any]) -> NDArray[Any]:
-        """`x` itself, or a copy if it cannot be written to."""
-        return x if x.flags.writeable else x.copy()
+        """`x` as a `HostArray` in the same memory, or in new memory if `x` cannot be written to."""
+        return (x if x.flags.writeable else x.copy()).view(HostArray)
 
     @contextmanager
     def parallel_map(self) -> Iterator[Map]:
