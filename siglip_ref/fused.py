@@ -21,7 +21,9 @@ def fusable(formula: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(formula)
     def operation(*args: P.args, **kwargs: P.kwargs) -> R:
-        form: Callable[P, R] = _forms.get((operation, _array_type(args)), formula)
+        kinds = _array_type(args).__mro__
+        forms = (_forms[operation, kind] for kind in kinds if (operation, kind) in _forms)
+        form: Callable[P, R] = next(forms, formula)
         return form(*args, **kwargs)
 
     _formulas[operation] = formula
@@ -29,7 +31,8 @@ def fusable(formula: Callable[P, R]) -> Callable[P, R]:
 
 
 def register_form(operation: Callable[P, R], array_type: type, form: Callable[P, R]) -> None:
-    """Let `form` do what `operation` does where the first array is an `array_type`.
+    """Let `form` do what `operation` does where the first array is an `array_type`, or of a
+    type derived from it that has no form of its own.
 
     The form takes the same arguments and returns the same, residuals included, to rounding.
 

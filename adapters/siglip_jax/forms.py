@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from siglip_ref.encoders import image_bwd, image_fwd, text_bwd, text_fwd
+from siglip_ref.encoders.encoder import not_before
 from siglip_ref.fused import formula_of, register_form
+from siglip_ref.types import Array
 
 _STATIC: dict[Any, tuple[str, ...]] = {
     image_fwd: ("config", "execution"),
@@ -27,8 +29,15 @@ FORMS: dict[Callable[..., Any], Any] = {
 }
 
 
+def not_before_form(x: Array, dout: Array) -> tuple[Array, Array]:
+    """`not_before` for XLA, which else finds that it knows the block's results already."""
+    held: tuple[Array, Array] = jax.lax.optimization_barrier((x, dout))
+    return held
+
+
 @cache
 def register_forms() -> None:
     """Let the core use these forms for arrays of JAX that hold numbers."""
     for operation, form in FORMS.items():
         register_form(operation, type(jnp.zeros(())), form)
+    register_form(not_before, jax.core.Tracer, not_before_form)

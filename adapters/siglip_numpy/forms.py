@@ -1,8 +1,8 @@
-"""Forms of the core's elementwise operations that work in place, on what fits into a cache.
+"""GELU and its gradient in place, on what fits into a cache.
 
-NumPy runs a formula one operation after the other over whole arrays, so each of GELU's eleven
-goes through main memory. Here they all run over one block before the next block is begun. The
-forms are those of `HostArray`; plain arrays keep the formulas of the core.
+NumPy runs a formula one operation after the other over whole arrays, each into a new one. Here
+all of them run over one block before the next block is begun. Plain arrays keep the formulas of
+the core; the forms are those of `HostArray`. (For the softmax it was tried, and gained nothing.)
 """
 
 import math
@@ -14,17 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from siglip_ref.fused import formula_of, register_form
-from siglip_ref.primitives import dot_product_attention_bwd, gelu_tanh_bwd, gelu_tanh_fwd
-from siglip_ref.primitives.dot_product_attention import (
-    DotProductAttentionResiduals,
-    attention_weights,
-)
+from siglip_ref.primitives import gelu_tanh_bwd, gelu_tanh_fwd
 from siglip_ref.types import Array, Float
 
 Floats = NDArray[np.floating[Any]]
 
-BLOCK = 2**16
-"""Elements worked on at a time."""
+BLOCK = 2**18
+"""Elements worked on at a time: with fewer, threads wait for each other to call NumPy."""
 
 _SLOPE = 2 * math.sqrt(2 / math.pi)
 _CUBIC = 0.044715
@@ -69,44 +65,9 @@ def gelu_tanh_bwd_form(res: Float[Array, "*shape"], dout: Float[Array, "*shape"]
     return dx.view(HostArray)
 
 
-def attention_weights_form(
-    query: Float[Array, "n h l k"], key: Float[Array, "n h m k"]
-) -> Float[Array, "n h l m"]:
-    """`attention_weights` with the softmax in place, head by head."""
-    if not _fits(query, key):
-        return formula_of(attention_weights)(query, key)
-    scaled = np.asarray(query) * (1 / math.sqrt(query.shape[-1]))
-    weights = scaled @ np.asarray(key).swapaxes(-1, -2)
-    for (scores,) in _heads(weights):
-        _softmax(scores)
-    return weights.view(HostArray)
-
-
-def dot_product_attention_bwd_form(
-    res: DotProductAttentionResiduals, dout: Float[Array, "n h l k"]
-) -> tuple[Array, Array, Array]:
-    """`dot_product_attention_bwd` with the gradient of the softmax in place, head by head."""
-    if not _fits(*res, dout):
-        return formula_of(dot_product_attention_bwd)(res, dout)
-    query, key, value = (np.asarray(x) for x in res)
-    cotangent = np.asarray(dout)
-    scale = 1 / math.sqrt(query.shape[-1])
-    weights = np.asarray(attention_weights_form(query, key))
-    dvalue = weights.swapaxes(-1, -2) @ cotangent
-    dscores = cotangent @ value.swapaxes(-1, -2)
-    for out, dout_of_head in _heads(weights, dscores):
-        _softmax_bwd(out, dout_of_head)
-    dquery = dscores @ key
-    dquery *= scale
-    dkey = dscores.swapaxes(-1, -2) @ (query * scale)
-    return dquery.view(HostArray), dkey.view(HostArray), dvalue.view(HostArray)
-
-
 FORMS: dict[Callable[..., Any], Callable[..., Any]] = {
     gelu_tanh_fwd: gelu_tanh_fwd_form,
     gelu_tanh_bwd: gelu_tanh_bwd_form,
-    attention_weights: attention_weights_form,
-    dot_product_attention_bwd: dot_product_attention_bwd_form,
 }
 
 
@@ -115,20 +76,6 @@ def register_forms() -> None:
     """Let the core use these forms for arrays of this type."""
     for operation, form in FORMS.items():
         register_form(operation, HostArray, form)
-
-
-def _softmax(x: Floats) -> None:
-    """Put the softmax of the last axis where x is."""
-    x -= np.max(x, axis=-1, keepdims=True)
-    np.exp(x, out=x)
-    x /= np.sum(x, axis=-1, keepdims=True)
-
-
-def _softmax_bwd(out: Floats, dout: Floats) -> None:
-    """Put out (dout - Σ out dout) where dout is; `out` is lost."""
-    dout *= out
-    out *= np.sum(dout, axis=-1, keepdims=True)
-    dout -= out
 
 
 def _one_plus_exp(x: Floats, square: Floats) -> None:
@@ -153,8 +100,3 @@ def _blocks(*arrays: Array) -> Iterator[tuple[Floats, ...]]:
     flat = [np.ascontiguousarray(x).reshape(-1) for x in arrays]
     for start in range(0, flat[0].size, BLOCK):
         yield tuple(x[start : start + BLOCK] for x in flat)
-
-
-def _heads(*arrays: Floats) -> Iterator[tuple[Floats, ...]]:
-    """New arrays (n, h, l, m) as matrices (l, m) that write to them."""
-    return zip(*(x.reshape(-1, *x.shape[-2:]) for x in arrays), strict=True)

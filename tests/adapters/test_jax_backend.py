@@ -126,3 +126,25 @@ def test_of_a_step_that_is_not_compiled_the_towers_are_once_for_all_batches(back
     assert {operation: form._cache_size() for operation, form in FORMS.items()} == {
         operation: count + 1 for operation, count in before.items()
     }
+
+
+def test_a_compiled_step_computes_a_block_again_where_it_is_told_to(backend):
+    rng = np.random.default_rng(0)
+    params = sr.tree.tree_map(backend.asarray, sr.init_params(CONFIG, rng))
+    images = backend.asarray(rng.uniform(-1, 1, (2, 8, 8, 3)).astype(np.float32))
+    tokens = backend.asarray(rng.integers(0, 11, (2, 4)))
+
+    def program(remat):
+        step = jax.jit(
+            lambda params, images, tokens: sr.loss_and_grads(
+                params, images, tokens, CONFIG, remat=remat
+            )
+        )
+        return step.lower(params, images, tokens)
+
+    settings = ("nothing", "blocks")
+    barriers = {remat: program(remat).as_text().count("optimization_barrier") for remat in settings}
+    assert barriers == {"nothing": 0, "blocks": CONFIG.image.depth + CONFIG.text.depth}
+    compiled = {remat: program(remat).compile().as_text() for remat in settings}
+    exponentials = {remat: text.count("exponential(") for remat, text in compiled.items()}
+    assert exponentials["blocks"] > exponentials["nothing"]

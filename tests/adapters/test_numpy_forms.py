@@ -11,19 +11,14 @@ import siglip_ref as sr
 from siglip_numpy import ThreadedNumpyBackend
 from siglip_numpy.forms import BLOCK, FORMS, HostArray
 from siglip_ref.fused import formula_of, register_form
-from siglip_ref.primitives import dot_product_attention_bwd, gelu_tanh_bwd, gelu_tanh_fwd
-from siglip_ref.primitives.dot_product_attention import (
-    DotProductAttentionResiduals,
-    attention_weights,
-)
+from siglip_ref.primitives import gelu_tanh_bwd, gelu_tanh_fwd
 from siglip_ref.tree import flatten, tree_map
 from siglip_spec import check_subject
-from strategies import distinct, random_params, seeds, tower_configs
+from strategies import random_params, seeds, tower_configs
 from subjects.core import CoreSubject
 
-ATTENTION = distinct("n", "h", "l", "m", "k", most=6)
 BACKEND = ThreadedNumpyBackend()
-sizes = st.sampled_from([1, 7, BLOCK - 1, BLOCK, BLOCK + 3, 2 * BLOCK + 1])
+sizes = st.sampled_from([1, 7, BLOCK - 1, BLOCK, BLOCK + 3])
 
 
 @dataclass(frozen=True)
@@ -71,24 +66,6 @@ def test_gelu_keeps_its_tails(dtype):
         slopes = gelu_tanh_bwd(x.view(HostArray), np.ones_like(x).view(HostArray))
         wanted = formula_of(gelu_tanh_bwd)(x, np.ones_like(x))
         np.testing.assert_allclose(slopes, wanted, rtol=200 * np.finfo(dtype).eps, atol=1e-34)
-
-
-@given(ATTENTION, seeds)
-def test_attention_is_the_formula_on_arrays_in_any_order(dims, seed):
-    n, h, length, m, k = dims.values()
-    rng = np.random.default_rng(seed)
-    query, key, value = (
-        rng.standard_normal((n, rows, h, k)).swapaxes(1, 2) for rows in (length, m, m)
-    )
-    dout = rng.standard_normal((n, length, h, k)).swapaxes(1, 2)
-    for array in (query, key, value, dout):
-        array.flags.writeable = False
-    hosted = [x.view(HostArray) for x in (query, key, value)]
-    assert_near(attention_weights(*hosted[:2]), formula_of(attention_weights)(query, key))
-    got = dot_product_attention_bwd(DotProductAttentionResiduals(*hosted), dout.view(HostArray))
-    res = DotProductAttentionResiduals(query, key, value)
-    for found, wanted in zip(got, formula_of(dot_product_attention_bwd)(res, dout), strict=True):
-        assert_near(found, wanted)
 
 
 def test_a_whole_step_of_the_backend_takes_every_form_and_a_plain_one_none():

@@ -202,7 +202,9 @@ def ours(args: argparse.Namespace) -> Side:
 
 def jax_ours(args: argparse.Namespace) -> Side:
     import siglip_ref as sr
+    from siglip_train.backends import find_backend
 
+    find_backend("jax")
     config = config_of(args)
 
     def gradients(params: "Tree", images: "Array", tokens: "Array") -> "tuple[Array, Tree]":
