@@ -277,8 +277,6 @@ def training_step(section: dict[str, Any]) -> list[str]:
         "is the peak over what the imports took, then with it; for JAX it is XLA's account of the "
         "compiled step. Bold figures miss what was asked.",
         table((*header, "memory with imports"), rows),
-        "Under jit on a CPU `remat` saves nothing: XLA computes blocks again, and keeps what it "
-        "knows all the same. `jax.checkpoint` around the same blocks saves nothing there either.",
     ]
 
 

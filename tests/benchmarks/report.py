@@ -31,6 +31,7 @@ STEPS = (
     ("torch", 0, "nothing"),
     ("torch", 0, "blocks"),
     ("jax", 0, "nothing"),
+    ("jax", 0, "blocks"),
 )
 PROGRAMS = {
     "loss": ["loss.py --sizes 1024 2048 4096 8192 16384 32768 65536 --rounds 5"],
