@@ -4,6 +4,7 @@ A backend moves arrays to its device and back, and may compile; it never changes
 computed. Others are found by the entry point group `siglip_ref.backends`.
 """
 
+import ctypes
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -13,7 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from siglip_ref.losses import TiledSigmoidLoss, tiled_sigmoid_loss
+from siglip_ref.optim.adamw import AdamwLeaf
 from siglip_ref.types import Array, Map
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h
 
 Fn = TypeVar("Fn", bound=Callable[..., Any])
 
@@ -23,13 +27,17 @@ class Backend(Protocol):
 
     sigmoid_loss
         The core's `tiled_sigmoid_loss`, or a faster form of it for this library.
-    update_block
-        How many elements of a parameter an optimizer works on at a time, to write them over; None
+    adamw_leaf
+        The core's `optim.adamw.adamw_leaf` in the memory of the parameter and its moments; None
         where an update makes new arrays.
+    update_block
+        How many elements of a parameter another update works on at a time, to write them over;
+        None where it makes new arrays.
     """
 
     name: str
     sigmoid_loss: TiledSigmoidLoss
+    adamw_leaf: AdamwLeaf | None
     update_block: int | None
 
     def asarray(self, x: NDArray[Any]) -> Array:
@@ -59,6 +67,7 @@ class NumpyBackend:
 
     name = "numpy"
     sigmoid_loss: TiledSigmoidLoss = staticmethod(tiled_sigmoid_loss)
+    adamw_leaf: AdamwLeaf | None = None
     update_block: int | None = None
 
     def asarray(self, x: NDArray[Any]) -> NDArray[Any]:
@@ -86,3 +95,16 @@ class NumpyBackend:
     def parallel_map(self) -> AbstractContextManager[Map]:
         """The built-in `map`."""
         return nullcontext(map)
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep the memory of freed arrays instead of returning it to the system.
+
+    By default every large temporary is mapped afresh and its pages are zeroed on first touch,
+    which costs more than the arithmetic on it. Does nothing where the library is not glibc.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_ARENA_MAX, 1)
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, -1)

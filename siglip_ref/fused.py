@@ -34,7 +34,8 @@ def register_form(operation: Callable[P, R], array_type: type, form: Callable[P,
     """Let `form` do what `operation` does where the first array is an `array_type`, or of a
     type derived from it that has no form of its own.
 
-    The form takes the same arguments and returns the same, residuals included, to rounding.
+    The form takes the same arguments and returns the same to rounding. Residuals may be its own if
+    the backward pass has a form that takes them; the first of them is an array of the type.
 
     Raises ValueError if the operation cannot have forms.
     """

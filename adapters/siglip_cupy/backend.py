@@ -12,6 +12,7 @@ from siglip_cupy.forms import register_forms
 from siglip_cupy.gemm import cublas
 from siglip_cupy.tile_loop import tiled_sigmoid_loss
 from siglip_ref.losses import TiledSigmoidLoss
+from siglip_ref.optim.adamw import AdamwLeaf
 from siglip_ref.types import Array, Map
 
 Fn = TypeVar("Fn", bound=Callable[..., Any])
@@ -27,6 +28,7 @@ class CupyBackend:
 
     name = "cupy"
     sigmoid_loss: TiledSigmoidLoss = staticmethod(tiled_sigmoid_loss)
+    adamw_leaf: AdamwLeaf | None = None
     update_block: int | None = 2**24
 
     def __init__(self) -> None:

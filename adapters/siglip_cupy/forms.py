@@ -15,7 +15,6 @@ from siglip_ref.primitives import (
     dot_product_attention_bwd,
     dot_product_attention_fwd,
     gelu_tanh_bwd,
-    gelu_tanh_fwd,
     layer_norm_bwd,
     layer_norm_fwd,
 )
@@ -23,6 +22,7 @@ from siglip_ref.primitives.dot_product_attention import (
     DotProductAttentionResiduals,
     attention_weights,
 )
+from siglip_ref.primitives.gelu_tanh import gelu_tanh
 from siglip_ref.primitives.layer_norm import LayerNormResiduals
 from siglip_ref.types import Array, Float
 
@@ -38,13 +38,13 @@ def register_forms() -> None:
         register_form(operation, cupy.ndarray, form)
 
 
-def gelu_tanh_fwd_form(x: Float[Array, "*shape"]) -> tuple[Array, Array]:
-    """`gelu_tanh_fwd` in one kernel."""
+def gelu_tanh_form(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """`gelu_tanh` in one kernel."""
     if not _kernels_fit(x):
-        return formula_of(gelu_tanh_fwd)(x)
+        return formula_of(gelu_tanh)(x)
     out = cupy.empty(x.shape, dtype=x.dtype)
     _launch("gelu_tanh_fwd", x, blocks(x.size, BLOCK), (contiguous(x), out, x.size))
-    return out, x
+    return out
 
 
 def gelu_tanh_bwd_form(res: Float[Array, "*shape"], dout: Float[Array, "*shape"]) -> Array:
@@ -150,7 +150,7 @@ def attention_weights_form(
 
 
 FORMS: dict[Callable[..., Any], Callable[..., Any]] = {
-    gelu_tanh_fwd: gelu_tanh_fwd_form,
+    gelu_tanh: gelu_tanh_form,
     gelu_tanh_bwd: gelu_tanh_bwd_form,
     layer_norm_fwd: layer_norm_fwd_form,
     layer_norm_bwd: layer_norm_bwd_form,

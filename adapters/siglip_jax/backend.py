@@ -13,6 +13,7 @@ from siglip_jax.forms import register_forms
 from siglip_jax.sigmoid import tiled_sigmoid_loss
 from siglip_ref.backend import NumpyBackend
 from siglip_ref.losses import TiledSigmoidLoss
+from siglip_ref.optim.adamw import AdamwLeaf
 from siglip_ref.types import Array, Map
 
 Fn = TypeVar("Fn", bound=Callable[..., Any])
@@ -29,6 +30,7 @@ class JaxBackend:
 
     name = "jax"
     sigmoid_loss: TiledSigmoidLoss = staticmethod(tiled_sigmoid_loss)
+    adamw_leaf: AdamwLeaf | None = None
     update_block: int | None = None
 
     def __init__(self) -> None:

@@ -4,7 +4,6 @@ NumPy's elementwise functions use one core, so with threads inside the matrix pr
 of a training step runs on a single core. Microbatches on threads keep every core busy.
 """
 
-import ctypes
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,19 +13,19 @@ from typing import Any
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from siglip_numpy.adamw import adamw_leaf
 from siglip_numpy.forms import HostArray, register_forms
 from siglip_numpy.tile_loop import tiled_sigmoid_loss
-from siglip_ref.backend import NumpyBackend
+from siglip_ref.backend import NumpyBackend, keep_freed_memory
 from siglip_ref.losses.sigmoid import SigmoidLossCotangents
+from siglip_ref.optim.adamw import AdamwLeaf
 from siglip_ref.types import Array, Map
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
-_KEEP = 2**30  # bytes
 
 
 class ThreadedNumpyBackend(NumpyBackend):
     """NumPy on all cores of the host, or on OMP_NUM_THREADS of them."""
 
+    adamw_leaf: AdamwLeaf | None = staticmethod(adamw_leaf)
     update_block: int | None = 2**18
     """Large enough that handing out the blocks costs little, small enough to stay in a cache."""
 
@@ -41,7 +40,7 @@ class ThreadedNumpyBackend(NumpyBackend):
     @contextmanager
     def parallel_map(self) -> Iterator[Map]:
         """A map over as many threads as there are cores, with one BLAS thread in each."""
-        _keep_freed_memory()
+        keep_freed_memory()
         with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(num_threads()) as pool:
             yield pool.map
 
@@ -60,16 +59,3 @@ def num_threads() -> int:
     )
     limit = os.environ.get("OMP_NUM_THREADS", "")
     return min(cores, int(limit)) if limit.isdigit() and int(limit) else cores
-
-
-def _keep_freed_memory() -> None:
-    """Let the C library keep the memory of freed arrays instead of returning it to the system.
-
-    By default every large temporary is mapped afresh and its pages are zeroed on first touch,
-    which costs more than the arithmetic on it. Does nothing where the library is not glibc.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_ARENA_MAX, 1)
-        mallopt(_M_MMAP_THRESHOLD, _KEEP)
-        mallopt(_M_TRIM_THRESHOLD, _KEEP)

@@ -9,9 +9,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from siglip_ref.backend import NumpyBackend
+from siglip_ref.backend import NumpyBackend, keep_freed_memory
 from siglip_ref.losses import TiledSigmoidLoss
+from siglip_ref.optim.adamw import AdamwLeaf
 from siglip_ref.types import Map
+from siglip_torch.adamw import adamw_leaf
+from siglip_torch.forms import register_forms
 from siglip_torch.tile_loop import tiled_sigmoid_loss
 
 Fn = TypeVar("Fn", bound=Callable[..., Any])
@@ -20,16 +23,22 @@ Fn = TypeVar("Fn", bound=Callable[..., Any])
 class TorchBackend:
     """Torch on the first CUDA device, or on the host if there is none.
 
-    The arrays never ask for gradients: the core forms them itself.
+    The arrays never ask for gradients: the core forms them itself. Making one also registers
+    Torch's kernels for tensors on the host.
     """
 
     name = "torch"
     sigmoid_loss: TiledSigmoidLoss = staticmethod(tiled_sigmoid_loss)
 
     def __init__(self) -> None:
+        register_forms()
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         # On CUDA the update is compiled as a whole.
-        self.update_block = 2**18 if self.device.type == "cpu" else None
+        on_host = self.device.type == "cpu"
+        self.adamw_leaf: AdamwLeaf | None = adamw_leaf if on_host else None
+        self.update_block = 2**18 if on_host else None
+        if on_host:
+            keep_freed_memory()
 
     def asarray(self, x: NDArray[Any]) -> Tensor:
         """`x` on the device, on the host without a copy where Torch can share its memory."""

@@ -19,6 +19,7 @@ from siglip_ref.model import (
 )
 from siglip_ref.types import Float, Int, Tree
 from siglip_torch.backend import from_numpy
+from siglip_torch.forms import register_forms
 
 
 class SiglipModel(nn.Module):
@@ -41,6 +42,7 @@ class SiglipModel(nn.Module):
 
     def __init__(self, config: sr.SiglipConfig, seed: int = 0, *, remat: bool = False) -> None:
         super().__init__()
+        register_forms()
         self.config = config
         self.remat = remat
         _register(self, sr.init_params(config, np.random.default_rng(seed)))
@@ -54,6 +56,7 @@ class SiglipModel(nn.Module):
         sr.check_params(params, config)
         model = cls.__new__(cls)
         nn.Module.__init__(model)
+        register_forms()
         model.config = config
         model.remat = remat
         _register(model, params)

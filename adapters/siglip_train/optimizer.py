@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import siglip_ref as sr
+from siglip_ref.optim.adamw import AdamwLeaf, adamw_leaf
 from siglip_ref.optim.leaves import Factor
 from siglip_ref.types import Map, Tree
 from siglip_train.settings import Settings
@@ -23,9 +24,11 @@ class Optimizer(NamedTuple):
     """Whether what becomes of an element depends on nothing but that element."""
 
 
-def make_optimizer(settings: Settings, parallel_map: Map = map) -> Optimizer:
-    """Adam, Adafactor or Lion; frozen paths stay as they are."""
-    state_type, init, rule = _rules(settings)
+def make_optimizer(
+    settings: Settings, parallel_map: Map = map, leaf: AdamwLeaf = adamw_leaf
+) -> Optimizer:
+    """AdamW with this `leaf`, Adafactor or Lion; frozen paths stay as they are."""
+    state_type, init, rule = _rules(settings, leaf)
 
     def update(grads: Tree, state: Tree, params: Tree, factor: Factor) -> tuple[Tree, Tree]:
         params, new_state = rule(
@@ -52,12 +55,15 @@ def schedule_factor(settings: Settings, step: int) -> float:
     return shape[settings.schedule](step, total=settings.steps, warmup=warmup)
 
 
-def _rules(settings: Settings) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
+def _rules(
+    settings: Settings, leaf: AdamwLeaf
+) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
     """The type of the state, its first value, and the update rule."""
     optim = sr.optim
     if settings.optimizer == "lion":
         return optim.LionState, optim.lion_init, optim.lion_update
     if settings.optimizer == "adafactor":
-        update = partial(optim.adafactor_update, beta2_cap=settings.beta2)
-        return optim.AdafactorState, optim.adafactor_init, update
-    return optim.AdamState, optim.adamw_init, partial(optim.adamw_update, beta2=settings.beta2)
+        adafactor = partial(optim.adafactor_update, beta2_cap=settings.beta2)
+        return optim.AdafactorState, optim.adafactor_init, adafactor
+    adamw = partial(optim.adamw_update, beta2=settings.beta2, leaf=leaf)
+    return optim.AdamState, optim.adamw_init, adamw

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ import siglip_ref as sr
 from siglip_ref.backend import Backend
 from siglip_ref.communicator import Communicator
 from siglip_ref.optim import LossScale
+from siglip_ref.optim.adamw import adamw_leaf
 from siglip_ref.optim.leaves import Factor
 from siglip_ref.types import Array, Map, Tree
 from siglip_train.in_place import Update, in_place
@@ -120,18 +122,20 @@ def make_update(settings: Settings, backend: Backend, parallel_map: Map) -> tupl
     """The optimizer's update, and that of the average, in the form of `in_place.Update`.
 
     The first takes as factors those of the schedule and of the clipping, the second the parameters
-    in the place of gradients, and neither state nor factors. Both may write over the state and
-    the parameters, or the average, that they are given.
+    in the place of gradients, and neither state nor factors. The first may write over all three
+    trees that it is given, the second over the average.
     """
     block = backend.update_block
-    optimizer = make_optimizer(settings, parallel_map if block is None else map)
+    leaf = backend.adamw_leaf if settings.optimizer == "adamw" else None
+    in_blocks = block is not None and leaf is None
+    optimizer = make_optimizer(settings, map if in_blocks else parallel_map, leaf or adamw_leaf)
 
     def update(
         grads: Tree, state: Tree, params: Tree, factors: tuple[Factor, Factor]
     ) -> tuple[Tree, Tree]:
         schedule, clipping = factors
         if settings.clip_norm:
-            grads = sr.tree.tree_map(lambda g: g * clipping, grads)
+            grads = sr.tree.tree_map(partial(_times, clipping), grads)
         return optimizer.update(grads, state, params, schedule)
 
     def average(params: Tree, state: Tree, ema: Tree, _: None) -> tuple[Tree, Tree]:
@@ -139,10 +143,17 @@ def make_update(settings: Settings, backend: Backend, parallel_map: Map) -> tupl
 
     if block is None:
         return backend.compile(update, donate=(1, 2)), backend.compile(average, donate=(2,))
+    size = block if optimizer.elementwise else math.inf
     return (
-        in_place(update, block if optimizer.elementwise else math.inf, parallel_map),
+        in_place(update, size, parallel_map) if in_blocks else update,
         in_place(average, block, parallel_map),
     )
+
+
+def _times(factor: Factor, x: Array) -> Array:
+    """factor · x in the memory of `x` if its library can write to arrays."""
+    x *= factor
+    return x
 
 
 def clip_factor(settings: Settings, norm: Array) -> Array:

@@ -10,6 +10,7 @@ from siglip_ref.primitives import (
     gelu_tanh_fwd,
 )
 from siglip_ref.primitives.dense import DenseResiduals
+from siglip_ref.primitives.gelu_tanh import gelu_tanh
 from siglip_ref.types import Array, Float
 
 
@@ -36,8 +37,7 @@ def mlp_fwd(
     Source: arXiv:2010.11929, section 3.1; big_vision, `models/vit.py`, `MlpBlock`.
     """
     hidden, dense_0 = dense_fwd(x, params["dense_0"])
-    activated, _ = gelu_tanh_fwd(hidden)
-    out, _ = dense_fwd(activated, params["dense_1"])
+    out, _ = dense_fwd(gelu_tanh(hidden), params["dense_1"])
     return out, MlpResiduals(dense_0, hidden, params["dense_1"])
 
 
@@ -55,5 +55,4 @@ def mlp_bwd(
 
 def mlp_probe(res: MlpResiduals) -> Float[Array, "*batch d"]:
     """The output of the perceptron, from its residuals."""
-    activated, _ = gelu_tanh_fwd(res.hidden)
-    return dense_fwd(activated, res.dense_1)[0]
+    return dense_fwd(gelu_tanh(res.hidden), res.dense_1)[0]

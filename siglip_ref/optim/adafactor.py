@@ -4,9 +4,9 @@ from typing import Any, NamedTuple
 
 from array_api_compat import array_namespace
 
-from siglip_ref.optim.leaves import Decays, Schedule, kernels_decay
+from siglip_ref.optim.leaves import Decays, Factor, Schedule, kernels_decay
 from siglip_ref.optim.state import Shape, count_like, same_shape, zero_moments
-from siglip_ref.optim.update import update_leaves
+from siglip_ref.optim.update import moved, update_leaves
 from siglip_ref.precision import at_least_float32, cast_like
 from siglip_ref.tree import tree_map
 from siglip_ref.types import Array, Count, Float, Map, Tree
@@ -92,7 +92,14 @@ def adafactor_update(
     count = state.step + 1
 
     def rule(
-        path: str, g: Array, p: Array, rows: Array, columns: Array, whole: Array, mu: Array
+        path: str,
+        factor: Factor,
+        g: Array,
+        p: Array,
+        rows: Array,
+        columns: Array,
+        whole: Array,
+        mu: Array,
     ) -> tuple[Array, ...]:
         xp = array_namespace(g)
         g = at_least_float32(g)
@@ -111,7 +118,7 @@ def adafactor_update(
         step = lr * wide_mu
         if decays(path):
             step = step + weight_decay * at_least_float32(p)
-        return step, rows, columns, whole, cast_like(wide_mu, mu)
+        return moved(p, step, factor), rows, columns, whole, cast_like(wide_mu, mu)
 
     params, (rows, columns, whole, mu) = update_leaves(
         rule,

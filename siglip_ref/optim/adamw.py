@@ -1,10 +1,45 @@
 """AdamW in its two conventions, which differ by a factor of the learning rate in the decay."""
 
-from siglip_ref.optim.leaves import Decays, Schedule, kernels_decay
+from collections.abc import Callable
+from typing import NamedTuple
+
+from siglip_ref.optim.leaves import Decays, Factor, Schedule, kernels_decay
 from siglip_ref.optim.moments import AdamState, adam_leaf
-from siglip_ref.optim.update import update_leaves
+from siglip_ref.optim.update import moved, update_leaves
 from siglip_ref.precision import at_least_float32
-from siglip_ref.types import Array, Map, Tree
+from siglip_ref.types import Array, Count, Float, Map, Tree
+
+
+class AdamwRates(NamedTuple):
+    """What AdamW is told of one parameter; a decay of 0 is none."""
+
+    lr: float
+    weight_decay: float
+    beta1: float
+    beta2: float
+    eps: float
+
+
+def adamw_leaf(
+    p: Float[Array, "*shape"],
+    g: Float[Array, "*shape"],
+    mu: Float[Array, "*shape"],
+    nu: Float[Array, "*shape"],
+    count: Count,
+    factor: Factor,
+    rates: AdamwRates,
+) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"], Float[Array, "*shape"]]:
+    """(p, μ, ν) of one parameter after update number `count` = 1, 2, …, as in `adamw_update`."""
+    leaf = adam_leaf(g, mu, nu, count, beta1=rates.beta1, beta2=rates.beta2, eps=rates.eps)
+    lr, weight_decay = rates.lr, rates.weight_decay
+    step = lr * leaf.direction
+    if weight_decay:
+        step = step + weight_decay * at_least_float32(p)
+    return moved(p, step, factor), leaf.mu, leaf.nu
+
+
+AdamwLeaf = Callable[..., tuple[Array, Array, Array]]
+"""`adamw_leaf`, or what does the same to rounding, perhaps in the memory of p, μ and ν."""
 
 
 def adamw_update(
@@ -19,13 +54,14 @@ def adamw_update(
     beta2: float = 0.95,
     eps: float = 1e-8,
     decays: Decays = kernels_decay,
+    leaf: AdamwLeaf = adamw_leaf,
     parallel_map: Map = map,
 ) -> tuple[Tree, AdamState]:
     """p ← p - schedule · (lr · adam + weight_decay · p): the new parameters and state.
 
     The decay is *not* multiplied by the learning rate, only by the schedule: 1e-4 here at
     lr = 1e-3 is 0.1 in Torch's convention. Only leaves with `decays(path)` decay, by default the
-    kernels. β₂ = 0.95 is the paper's.
+    kernels. β₂ = 0.95 is the paper's. `leaf` does one parameter.
 
     Raises ValueError if `grads` has not the paths of `params`.
 
@@ -33,12 +69,11 @@ def adamw_update(
     """
     count = state.step + 1
 
-    def rule(path: str, g: Array, p: Array, mu: Array, nu: Array) -> tuple[Array, ...]:
-        leaf = adam_leaf(g, mu, nu, count, beta1=beta1, beta2=beta2, eps=eps)
-        step = lr * leaf.direction
-        if decays(path):
-            step = step + weight_decay * at_least_float32(p)
-        return step, leaf.mu, leaf.nu
+    def rule(
+        path: str, factor: Factor, g: Array, p: Array, mu: Array, nu: Array
+    ) -> tuple[Array, ...]:
+        rates = AdamwRates(lr, weight_decay if decays(path) else 0.0, beta1, beta2, eps)
+        return leaf(p, g, mu, nu, count, factor, rates)
 
     params, (mu, nu) = update_leaves(
         rule, grads, params, (state.mu, state.nu), schedule, parallel_map

@@ -4,9 +4,9 @@ from typing import NamedTuple
 
 from array_api_compat import array_namespace
 
-from siglip_ref.optim.leaves import Decays, Schedule, kernels_decay
+from siglip_ref.optim.leaves import Decays, Factor, Schedule, kernels_decay
 from siglip_ref.optim.state import zero_moments
-from siglip_ref.optim.update import update_leaves
+from siglip_ref.optim.update import moved, update_leaves
 from siglip_ref.precision import at_least_float32
 from siglip_ref.types import Array, Map, Tree
 
@@ -45,13 +45,13 @@ def lion_update(
     Source: arXiv:2302.06675, algorithm 2; arXiv:2303.15343, section 4.2.
     """
 
-    def rule(path: str, g: Array, p: Array, mu: Array) -> tuple[Array, ...]:
+    def rule(path: str, factor: Factor, g: Array, p: Array, mu: Array) -> tuple[Array, ...]:
         xp = array_namespace(g)
         g = at_least_float32(g)
         step = lr * xp.sign(beta1 * mu + (1 - beta1) * g)
         if decays(path):
             step = step + weight_decay * at_least_float32(p)
-        return step, beta2 * mu + (1 - beta2) * g
+        return moved(p, step, factor), beta2 * mu + (1 - beta2) * g
 
     params, (mu,) = update_leaves(rule, grads, params, (state.mu,), schedule, parallel_map)
     return params, LionState(mu)

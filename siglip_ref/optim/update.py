@@ -9,7 +9,7 @@ from siglip_ref.tree import flatten, unflatten
 from siglip_ref.types import Array, Float, Map, Tree
 
 LeafRule = Callable[..., tuple[Array, ...]]
-"""(path, gradient, parameter, *state leaves) to the step to subtract and the new state leaves."""
+"""(path, factor, gradient, parameter, *state leaves) to the new parameter and state leaves."""
 
 
 def update_leaves(
@@ -20,10 +20,9 @@ def update_leaves(
     schedule: Schedule,
     parallel_map: Map,
 ) -> tuple[Tree, tuple[Tree, ...]]:
-    """p ← p - factor · step for every parameter, and the new states.
+    """`rule` for every parameter, with the factor that `schedule` has for it: the new trees.
 
-    The step is formed, and subtracted, in at least float32; the parameter keeps its dtype. A
-    frozen leaf, whose factor is None, is passed on untouched with its states. Leaves are
+    A frozen leaf, whose factor is None, is passed on untouched with its states. Leaves are
     independent of each other and go through `parallel_map`.
 
     Raises ValueError if a gradient is missing for a parameter, naming the paths, or if a leaf
@@ -44,8 +43,8 @@ def update_leaves(
             return p, *old
         if math.prod(p.shape) and not any(math.prod(leaf.shape) for leaf in old):
             raise ValueError(f"state has no moments for {path}: it was made with {path} frozen")
-        step, *new = rule(path, flat_grads[path], p, *old)
-        return moved(p, step, factor), *new
+        p, *new = rule(path, factor, flat_grads[path], p, *old)
+        return p, *new
 
     updated = zip(*parallel_map(update, flat), strict=True)
     new_params, *new_states = (unflatten(dict(zip(flat, part, strict=True))) for part in updated)
@@ -55,5 +54,5 @@ def update_leaves(
 def moved(
     p: Float[Array, "*shape"], step: Float[Array, "*shape"], factor: Factor
 ) -> Float[Array, "*shape"]:
-    """p - factor · step in the dtype of p."""
+    """p - factor · step, formed in at least float32, in the dtype of p."""
     return cast_like(at_least_float32(p) - factor * step, p)

@@ -5,6 +5,7 @@ from typing import NamedTuple, TypedDict
 
 from array_api_compat import array_namespace
 
+from siglip_ref.fused import fusable
 from siglip_ref.precision import at_least_float32, cast_like
 from siglip_ref.types import Array, Float
 
@@ -23,6 +24,7 @@ class DenseResiduals(NamedTuple):
     params: DenseParams
 
 
+@fusable
 def dense_fwd(
     x: Float[Array, "*batch d_in"], params: DenseParams
 ) -> tuple[Float[Array, "*batch d_out"], DenseResiduals]:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from array_api_compat import array_namespace, device
 
+from siglip_ref.fused import fusable
 from siglip_ref.types import Array, Float, Int
 
 
@@ -27,6 +28,7 @@ def embed_fwd(
     return xp.reshape(flat, (*tokens.shape, embedding.shape[1])), EmbedResiduals(tokens, embedding)
 
 
+@fusable
 def embed_bwd(res: EmbedResiduals, dout: Float[Array, "n l d"]) -> Float[Array, "v d"]:
     """dembeddingᵥ = the sum of dout over the positions that hold token v.
 

@@ -35,6 +35,7 @@ def gelu_tanh_bwd(
     return dout * (s * (1 + x * (1 - s) * dv))
 
 
+@fusable
 def gelu_tanh(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """x/2 (1 + tanh(sqrt(2/π) (x + 0.044715 x³))), elementwise."""
     # (1 + tanh(u)) / 2 = sigmoid(2 u), which does not cancel in the left tail.

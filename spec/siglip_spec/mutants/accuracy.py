@@ -238,8 +238,7 @@ NARROW = (
             Edit(_PARAMS, "INITIAL_T_PRIME = math.log(10)", "INITIAL_T_PRIME = 2.296875"),
             Edit(
                 _UPDATE,
-                "return moved(p, step, factor), *new",
-                "p = moved(p, step, factor)\n"
+                "return p, *new",
                 'if path in ("t_prime", "b"):\n'
                 "    import numpy as np\n"
                 "    mantissa, exponent = np.frexp(p)\n"

@@ -161,7 +161,7 @@ UPDATES = (
         edits=(
             Edit(
                 _ADAFACTOR,
-                "return step, rows, columns, whole, cast_like(wide_mu, mu)",
+                "return moved(p, step, factor), rows, columns, whole, cast_like(wide_mu, mu)",
                 "mantissa, exponent = xp.frexp(wide_mu)\n"
                 "mu = xp.ldexp(xp.round(mantissa * 256) / 256, exponent)\n"
                 "return step, rows, columns, whole, mu",

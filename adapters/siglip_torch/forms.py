@@ -1,0 +1,214 @@
+"""Forms of the core's operations for tensors on the host: Torch's own kernels where it has one.
+
+Where autograd or a compiler follows the computation, and on other devices, the formulas stay.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from siglip_ref.fused import formula_of, register_form
+from siglip_ref.primitives import (
+    DenseParams,
+    LayerNormParams,
+    dense_fwd,
+    dot_product_attention_bwd,
+    dot_product_attention_fwd,
+    embed_bwd,
+    gelu_tanh_bwd,
+    gelu_tanh_fwd,
+    layer_norm_bwd,
+    layer_norm_fwd,
+)
+from siglip_ref.primitives.dense import DenseResiduals
+from siglip_ref.primitives.dot_product_attention import DotProductAttentionResiduals
+from siglip_ref.primitives.embed import EmbedResiduals
+from siglip_ref.primitives.gelu_tanh import gelu_tanh
+from siglip_ref.primitives.layer_norm import LayerNormResiduals
+from siglip_ref.types import Array, Float
+
+BLOCK = 2**18
+"""Elements of GELU worked on at a time, so that the steps between stay in the cache."""
+
+_SLOPE = 2 * math.sqrt(2 / math.pi)
+_CUBIC = 0.044715
+
+_aten = torch.ops.aten
+
+
+class NativeLayerNormResiduals(NamedTuple):
+    """The input and the statistics of its rows."""
+
+    x: Float[Tensor, "*batch d"]
+    mean: Float[Tensor, "*batch 1"]
+    inv_std: Float[Tensor, "*batch 1"]
+    params: LayerNormParams
+
+    @property
+    def normalized(self) -> Float[Tensor, "*batch d"]:
+        """The field of this name of the core's residuals."""
+        return ((self.x - self.mean) * self.inv_std).to(self.x.dtype)
+
+
+class GeluSlope(NamedTuple):
+    """The derivative of each element, formed along with the function."""
+
+    slope: Float[Tensor, "*shape"]
+
+
+class FlashAttentionResiduals(NamedTuple):
+    """The core's, then the output and the logarithm of each row's sum of exponentials."""
+
+    query: Float[Tensor, "n h l k"]
+    key: Float[Tensor, "n h m k"]
+    value: Float[Tensor, "n h m k"]
+    out: Float[Tensor, "n h l k"]
+    logsumexp: Float[Tensor, "n h l"]
+
+
+def dense_fwd_form(
+    x: Float[Tensor, "*batch d_in"], params: DenseParams
+) -> tuple[Float[Tensor, "*batch d_out"], DenseResiduals]:
+    """`dense_fwd` that adds the bias within the product."""
+    kernel, bias = params["kernel"], params["bias"]
+    if not _fits(x, kernel, bias):
+        return formula_of(dense_fwd)(x, params)
+    out = torch.addmm(bias, x.reshape(-1, x.shape[-1]), kernel)
+    return out.reshape(*x.shape[:-1], kernel.shape[1]), DenseResiduals(x, params)
+
+
+def layer_norm_fwd_form(
+    x: Float[Tensor, "*batch d"], params: LayerNormParams, eps: float
+) -> tuple[Tensor, LayerNormResiduals | NativeLayerNormResiduals]:
+    """`layer_norm_fwd` in one kernel."""
+    scale, bias = params["scale"], params["bias"]
+    if not _fits(x, scale, bias):
+        return formula_of(layer_norm_fwd)(x, params, eps)
+    out, mean, inv_std = _aten.native_layer_norm(x, scale.shape, scale, bias, eps)
+    return out, NativeLayerNormResiduals(x, mean, inv_std, params)
+
+
+def layer_norm_bwd_form(
+    res: LayerNormResiduals | NativeLayerNormResiduals, dout: Float[Tensor, "*batch d"]
+) -> tuple[Tensor, LayerNormParams]:
+    """`layer_norm_bwd` in one kernel."""
+    if isinstance(res, LayerNormResiduals):
+        return formula_of(layer_norm_bwd)(res, dout)
+    x, mean, inv_std, params = res
+    scale, bias = params["scale"], params["bias"]
+    dx, dscale, dbias = _aten.native_layer_norm_backward(
+        dout.contiguous(), x, scale.shape, mean, inv_std, scale, bias, [True, True, True]
+    )
+    return dx, LayerNormParams(scale=dscale, bias=dbias)
+
+
+def gelu_tanh_form(x: Float[Tensor, "*shape"]) -> Float[Array, "*shape"]:
+    """`gelu_tanh` block by block: `torch.nn.functional.gelu` cancels in the left tail."""
+    if not _fits(x):
+        return formula_of(gelu_tanh)(x)
+    out = torch.empty(x.shape, dtype=x.dtype)
+    for given, found in _blocks(x, out):
+        _sigmoid(given, out=found).mul_(given)
+    return out
+
+
+def gelu_tanh_fwd_form(x: Float[Tensor, "*shape"]) -> tuple[Tensor, Tensor | GeluSlope]:
+    """`gelu_tanh_fwd` with the slope s + s (1 - s) x v', which shares its s with the function."""
+    if not _fits(x):
+        return formula_of(gelu_tanh_fwd)(x)
+    slope, out = (torch.empty(x.shape, dtype=x.dtype) for _ in range(2))
+    for given, rising, found in _blocks(x, slope, out):
+        s = _sigmoid(given, out=found)
+        torch.addcmul(_slope(given), given, given, value=3 * _SLOPE * _CUBIC, out=rising)
+        rising.mul_(given)
+        _aten.sigmoid_backward.grad_input(rising, s, grad_input=rising)
+        rising.add_(s)
+        found.mul_(given)
+    return out, GeluSlope(slope)
+
+
+def gelu_tanh_bwd_form(res: Tensor | GeluSlope, dout: Float[Tensor, "*shape"]) -> Tensor:
+    """`gelu_tanh_bwd` by the slope that is there already."""
+    return res.slope * dout if isinstance(res, GeluSlope) else formula_of(gelu_tanh_bwd)(res, dout)
+
+
+def embed_bwd_form(res: EmbedResiduals, dout: Float[Tensor, "n l d"]) -> Float[Array, "v d"]:
+    """`embed_bwd` by an addition in place, token after token."""
+    if dout.dtype not in (torch.float32, torch.float64) or not _fits(dout):
+        return formula_of(embed_bwd)(res, dout)
+    dembedding = torch.zeros(res.embedding.shape, dtype=dout.dtype)
+    return dembedding.index_add_(0, res.tokens.reshape(-1), dout.reshape(-1, dout.shape[-1]))
+
+
+def dot_product_attention_fwd_form(
+    query: Float[Tensor, "n h l k"], key: Float[Tensor, "n h m k"], value: Float[Tensor, "n h m k"]
+) -> tuple[Tensor, DotProductAttentionResiduals | FlashAttentionResiduals]:
+    """`dot_product_attention_fwd` in one kernel that never holds all scores."""
+    if not _fits(query, key, value):
+        return formula_of(dot_product_attention_fwd)(query, key, value)
+    out, logsumexp = _aten._scaled_dot_product_flash_attention_for_cpu(query, key, value)
+    return out, FlashAttentionResiduals(query, key, value, out, logsumexp)
+
+
+def dot_product_attention_bwd_form(
+    res: DotProductAttentionResiduals | FlashAttentionResiduals, dout: Float[Tensor, "n h l k"]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`dot_product_attention_bwd` in one kernel."""
+    if isinstance(res, DotProductAttentionResiduals):
+        return formula_of(dot_product_attention_bwd)(res, dout)
+    dquery, dkey, dvalue = _aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        dout, *res, 0.0, False
+    )
+    return dquery, dkey, dvalue
+
+
+FORMS: dict[Callable[..., Any], Callable[..., Any]] = {
+    dense_fwd: dense_fwd_form,
+    layer_norm_fwd: layer_norm_fwd_form,
+    layer_norm_bwd: layer_norm_bwd_form,
+    embed_bwd: embed_bwd_form,
+    gelu_tanh: gelu_tanh_form,
+    gelu_tanh_fwd: gelu_tanh_fwd_form,
+    gelu_tanh_bwd: gelu_tanh_bwd_form,
+    dot_product_attention_fwd: dot_product_attention_fwd_form,
+    dot_product_attention_bwd: dot_product_attention_bwd_form,
+}
+
+
+@cache
+def register_forms() -> None:
+    """Let the core use these forms for tensors."""
+    for operation, form in FORMS.items():
+        register_form(operation, Tensor, form)
+
+
+def _fits(*arrays: Tensor) -> bool:
+    """Numbers of one dtype on the host that nobody follows; else the formula says what to do."""
+    followed = torch.compiler.is_compiling() or (
+        torch.is_grad_enabled() and any(x.requires_grad for x in arrays)
+    )
+    return (
+        not followed
+        and all(type(x) in (Tensor, torch.nn.Parameter) for x in arrays)
+        and all(x.device.type == "cpu" and x.numel() > 0 for x in arrays)
+        and len({x.dtype for x in arrays}) == 1
+        and arrays[0].is_floating_point()
+    )
+
+
+def _sigmoid(x: Tensor, out: Tensor | None = None) -> Tensor:
+    """sigmoid(2 sqrt(2/π) (x + 0.044715 x³))."""
+    return torch.addcmul(_slope(x), x, x, value=_SLOPE * _CUBIC, out=out).mul_(x).sigmoid_()
+
+
+def _slope(x: Tensor) -> Tensor:
+    return torch.tensor(_SLOPE, dtype=x.dtype)
+
+
+def _blocks(*arrays: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Arrays of one shape, all new but the first, as rows of blocks of at most BLOCK elements."""
+    return zip(*(torch.split(x.reshape(-1), BLOCK) for x in arrays), strict=True)
