@@ -8,14 +8,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from siglip_numpy import ThreadedNumpyBackend
+from siglip_numpy import ThreadedNumpyBackend, tile_loop
 from siglip_numpy.threads import num_threads
-from siglip_numpy.tile_loop import disjoint_places, tiled_sigmoid_loss
+from siglip_numpy.tile_loop import disjoint_places, smaller, tiled_sigmoid_loss
 from siglip_ref import losses
 from siglip_ref.backend import Backend
 from siglip_spec import check_subject
 from strategies import distinct, pairing, seeds
 from subjects.tile_loops import OPERATIONS, TileLoop
+
+
+@pytest.fixture(params=[True, False], ids=["log1p", "log"], autouse=True)
+def either_logarithm(request, monkeypatch):
+    """The form for processors with a fast log1p, and the one for others."""
+    monkeypatch.setattr(tile_loop, "log1p_is_fast", lambda: request.param)
+
 
 PAIRS = distinct("n", "m", "d", most=40)
 
@@ -118,6 +125,14 @@ def test_places_worked_on_side_by_side_share_no_row_and_no_column(n, m):
         assert len({i for i, _ in group}) == len({j for _, j in group}) == len(group)
     places = [place for group in groups for place in group]
     assert sorted(places) == [(i, j) for i in range(n) for j in range(m)]
+
+
+@given(st.integers(1, 5000), st.integers(1, 5000))
+def test_tiles_are_as_large_as_is_asked_but_leave_work_for_two_threads_or_four(tile, count):
+    size = smaller(tile, count)
+    assert 1 <= size <= min(tile, 1024)
+    if tile >= 1024:
+        assert -(-count // size) >= min(count, 4 if count >= 2048 else 2)
 
 
 def test_the_number_of_threads_can_be_limited(monkeypatch):

@@ -1,5 +1,6 @@
 """NumPy's forms in place: what the formulas of the core give, for arrays of their type only."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,9 +10,17 @@ from hypothesis import strategies as st
 
 import siglip_ref as sr
 from siglip_numpy import ThreadedNumpyBackend
-from siglip_numpy.forms import BLOCK, FORMS, HostArray
+from siglip_numpy.forms import BLOCK, FORMS, LARGEST_SCORE, HostArray
 from siglip_ref.fused import formula_of, register_form
-from siglip_ref.primitives import gelu_tanh_bwd, gelu_tanh_fwd
+from siglip_ref.primitives import (
+    dot_product_attention_bwd,
+    dot_product_attention_fwd,
+    gelu_tanh_bwd,
+    gelu_tanh_fwd,
+    layer_norm_bwd,
+    layer_norm_fwd,
+)
+from siglip_ref.primitives.gelu_tanh import gelu_tanh
 from siglip_ref.tree import flatten, tree_map
 from siglip_spec import check_subject
 from strategies import random_params, seeds, tower_configs
@@ -33,8 +42,13 @@ def on_host(*arrays):
     return tuple(BACKEND.asarray(x) for x in arrays)
 
 
-def assert_near(got, want):
-    np.testing.assert_allclose(got, want, rtol=0, atol=4e-15 * max(1, np.max(np.abs(want))))
+def hosted(x):
+    return np.asarray(x).view(HostArray)
+
+
+def assert_near(got, want, factor=1.0):
+    tolerance = factor * 4e-15 * max(1, np.max(np.abs(want)))
+    np.testing.assert_allclose(got, want, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
@@ -54,18 +68,91 @@ def test_gelu_and_its_gradient_are_the_formulas_whatever_the_blocks(size, seed):
         array.flags.writeable = False
     out, res = gelu_tanh_fwd(x.view(HostArray))
     assert_near(out, formula_of(gelu_tanh_fwd)(x)[0])
+    assert_near(gelu_tanh(x.view(HostArray)), out)
     assert_near(gelu_tanh_bwd(res, dout.view(HostArray)), formula_of(gelu_tanh_bwd)(x, dout))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_gelu_keeps_its_tails(dtype):
-    x = np.asarray([-200, -30, -12, -1e-30, 0, 1e-30, 12, 200, 1e5], dtype=dtype)
+    x = np.asarray([-200, -30, -12, -5.3, -1e-30, 0, 1e-30, 12, 200, 1e5], dtype=dtype)
+    # The formula stops at the smallest exponential, e / max, where the form goes on to 0.
+    end = 1.1 * 200 * math.e / np.finfo(dtype).max
     with np.errstate(under="ignore"):
-        got, want = gelu_tanh_fwd(x.view(HostArray))[0], formula_of(gelu_tanh_fwd)(x)[0]
-        np.testing.assert_allclose(got, want, rtol=20 * np.finfo(dtype).eps, atol=1e-37)
-        slopes = gelu_tanh_bwd(x.view(HostArray), np.ones_like(x).view(HostArray))
+        (got, res), want = gelu_tanh_fwd(x.view(HostArray)), formula_of(gelu_tanh_fwd)(x)[0]
+        # At x = -12 the exponent is -143, and its rounding 143 times that of the exponential.
+        np.testing.assert_allclose(got, want, rtol=2 * 143 * np.finfo(dtype).eps, atol=end)
+        slopes = gelu_tanh_bwd(res, np.ones_like(x).view(HostArray))
         wanted = formula_of(gelu_tanh_bwd)(x, np.ones_like(x))
-        np.testing.assert_allclose(slopes, wanted, rtol=200 * np.finfo(dtype).eps, atol=1e-34)
+        steepest = 2 * math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * 200**2)
+        tolerance = {"rtol": 200 * np.finfo(dtype).eps, "atol": end * steepest}
+        np.testing.assert_allclose(slopes, wanted, **tolerance)
+
+
+@given(seeds, st.integers(1, 9), st.sampled_from([2, 7, BLOCK // 4]))
+def test_layer_norm_and_its_gradients_are_the_formulas_whatever_the_blocks(seed, n, d):
+    rng = np.random.default_rng(seed)
+    x, dout = rng.standard_normal((2, n, d)) + 3, rng.standard_normal((2, n, d))
+    params = {name: rng.standard_normal(d) for name in ("scale", "bias")}
+    out, res = layer_norm_fwd(x.view(HostArray), tree_map(hosted, params), 1e-1)
+    want, wanted_res = formula_of(layer_norm_fwd)(x, params, 1e-1)
+    assert_near(out, want)
+    dx, dparams = layer_norm_bwd(res, dout.view(HostArray))
+    wanted_dx, wanted_dparams = formula_of(layer_norm_bwd)(wanted_res, dout)
+    assert_near(dx, wanted_dx)
+    for name in params:
+        assert_near(dparams[name], wanted_dparams[name])
+
+
+@pytest.mark.parametrize("largest", [1.0, 30.0, 1000.0])
+@given(seeds, st.integers(1, 9), st.integers(1, 9), st.integers(1, 9))
+def test_attention_and_its_gradients_are_the_formulas_whatever_the_scores(
+    largest, seed, n_query, n_key, k
+):
+    rng = np.random.default_rng(seed)
+    shapes = [(2, n_query, 3, k), (2, n_key, 3, k), (2, n_key, 3, k), (2, n_query, 3, k)]
+    query, key, value, dout = (rng.standard_normal(s).transpose(0, 2, 1, 3) for s in shapes)
+    query *= largest / np.max(np.abs(query))
+    arrays = query, key, value
+    out, res = dot_product_attention_fwd(*map(hosted, arrays))
+    want, wanted_res = formula_of(dot_product_attention_fwd)(*arrays)
+    assert_near(out, want, 40)
+    found = dot_product_attention_bwd(res, hosted(dout))
+    for got, gradient in zip(
+        found, formula_of(dot_product_attention_bwd)(wanted_res, dout), strict=True
+    ):
+        assert_near(got, gradient, 40 * largest)
+
+
+def test_attention_over_more_scores_than_a_block_holds_goes_image_by_image():
+    rng = np.random.default_rng(0)
+    shape = (3, 2, math.isqrt(BLOCK // 2) + 5, 4)
+    arrays = [rng.standard_normal(shape) for _ in range(4)]
+    out, res = dot_product_attention_fwd(*map(hosted, arrays[:3]))
+    want, wanted_res = formula_of(dot_product_attention_fwd)(*arrays[:3])
+    assert_near(out, want, 40)
+    found = dot_product_attention_bwd(res, hosted(arrays[3]))
+    wanted = formula_of(dot_product_attention_bwd)(wanted_res, arrays[3])
+    for got, gradient in zip(found, wanted, strict=True):
+        assert_near(got, gradient, 40)
+
+
+@pytest.mark.parametrize("largest", [0.99 * LARGEST_SCORE, 1.01 * LARGEST_SCORE])
+def test_scores_at_the_ends_of_what_needs_no_shift_keep_their_digits_in_float32(largest):
+    # One row whose scores are all at the lower end, and one with both ends.
+    ends = math.sqrt(largest)
+    query, key = np.asarray([[-ends], [ends]]), np.asarray([[ends], [ends - 1e-3], [0.3]])
+    value, dout = np.asarray([[1.0], [-2.0], [3.0]]), np.asarray([[1.0], [1.0]])
+    arrays = [x[None, None].astype(np.float32) for x in (query, key, value, dout)]
+    wide = [x.astype(np.float64) for x in arrays]
+    out, res = dot_product_attention_fwd(*map(hosted, arrays[:3]))
+    want, wanted_res = formula_of(dot_product_attention_fwd)(*wide[:3])
+    # A score of 40 in float32 is off by 2e-6.
+    np.testing.assert_allclose(out, want, rtol=1e-5)
+    found = dot_product_attention_bwd(res, hosted(arrays[3]))
+    wanted = formula_of(dot_product_attention_bwd)(wanted_res, wide[3])
+    for got, gradient in zip(found, wanted, strict=True):
+        # Sums that cancel, of terms up to 10, each with the error of its score.
+        np.testing.assert_allclose(got, gradient, rtol=0, atol=2e-5)
 
 
 def test_a_whole_step_of_the_backend_takes_every_form_and_a_plain_one_none():

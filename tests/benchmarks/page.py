@@ -168,7 +168,7 @@ def loss(section: dict[str, Any]) -> list[str]:
     parts = [
         f"{measured_by(section)}: d = 768, float32, t = 10, b = −10, all cores, medians. The floor "
         "is the three matrix products of every tile and nothing else, in the same library and on "
-        "the same tiles (512 on NumPy, 1,024 on Torch and JAX, and fewer where n is small). "
+        "the same tiles (1,024 rows and columns, on NumPy fewer where n is small). "
         "open_clip is differentiated by autograd. Bold figures miss what was asked.",
         table(header, rows),
         table(("library", "pairs n", f"extra memory ({EXTRA.asked()})", "in all"), memory),
