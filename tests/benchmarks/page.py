@@ -126,7 +126,7 @@ def findings(results: Results) -> list[Finding]:
         where = f"{CARRIERS[row['carrier']]}, n = {row['n']:,}"
         found.append(Finding(f"speedup of {row['ranks']} processes", RING, row["speedup"], where))
     for row in results.get("training_step", {}).get("rows", []):
-        where, remat = flags(row), row["remat"] != "nothing"
+        where, remat = f"{flags(row)}; {sizes_of(row)}", row["remat"] != "nothing"
         if not remat:
             found.append(Finding("training step / peer, time", STEP_TIME, row["time"], where))
         claim = f"training step{' with remat' if remat else ''} / peer, memory"
@@ -253,6 +253,11 @@ def flags(row: dict[str, Any]) -> str:
     return f"{row['backend']}, microbatch {row['microbatch']}{remat}"
 
 
+def sizes_of(row: dict[str, Any]) -> str:
+    """The towers and the batch of a training step."""
+    return f"{row['size']}/16, {row['batch']}"
+
+
 def training_step(section: dict[str, Any]) -> list[str]:
     """The section on a whole training step."""
     rows = []
@@ -262,7 +267,7 @@ def training_step(section: dict[str, Any]) -> list[str]:
             (
                 flags(row),
                 PEERS[row["backend"]],
-                f"{row['size']}/16, {row['batch']}",
+                sizes_of(row),
                 row["rounds"],
                 f"{row['time']:.2f}" if remat else STEP_TIME.shown(row["time"]),
                 (REMAT_MEMORY if remat else STEP_MEMORY).shown(row["memory"]),
@@ -272,10 +277,11 @@ def training_step(section: dict[str, Any]) -> list[str]:
     memory = f"memory ({STEP_MEMORY.asked()}, with remat {REMAT_MEMORY.asked()})"
     header = ("ours", "peer", "towers, batch", "rounds", f"time ({STEP_TIME.asked()})", memory)
     return [
-        "`python tests/benchmarks/training_step.py --backend … --microbatch … --remat …`: forward, "
-        "backward and AdamW in float32 on all cores, ours / peer, medians over the rounds. Memory "
-        "is the peak over what the imports took, then with it; for JAX it is XLA's account of the "
-        "compiled step. Bold figures miss what was asked.",
+        "`python tests/benchmarks/training_step.py --backend … --size … --batch … --microbatch … "
+        "--remat …`: forward, backward and AdamW in float32 on all cores, ours / peer, medians "
+        "over the rounds. Memory is the peak over what the imports took, then with it; for JAX it "
+        "is XLA's account of the compiled step. On either side parameters, gradients and two "
+        "moments are in it. Bold figures miss what was asked.",
         table((*header, "memory with imports"), rows),
     ]
 

@@ -25,21 +25,30 @@ from page import PAGE, RESULTS, SECTIONS, Results, load, page
 
 FOLDER = Path(__file__).parent
 
-STEPS = (
-    ("numpy", 4, "nothing"),
-    ("numpy", 4, "blocks"),
-    ("torch", 0, "nothing"),
-    ("torch", 0, "blocks"),
-    ("jax", 0, "nothing"),
-    ("jax", 0, "blocks"),
-)
+STEPS = [  # size, batch, rounds; backend, microbatch, remat
+    (*towers, *ours)
+    for towers, settings in {
+        ("S", 16, 5): [
+            ("numpy", 8, "nothing"),
+            ("numpy", 4, "blocks"),
+            ("torch", 0, "nothing"),
+            ("torch", 4, "blocks"),
+            ("jax", 0, "nothing"),
+            ("jax", 0, "blocks"),
+        ],
+        ("S", 32, 3): [("numpy", 4, "blocks"), ("torch", 4, "blocks"), ("jax", 0, "blocks")],
+        ("B", 16, 3): [("numpy", 8, "nothing"), ("torch", 0, "nothing"), ("jax", 0, "nothing")],
+    }.items()
+    for ours in settings
+]
 PROGRAMS = {
     "loss": ["loss.py --sizes 1024 2048 4096 8192 16384 32768 65536 --rounds 5"],
     "large": ["loss.py --sizes --memory-sizes --once 131072"],
     "ring": ["ring.py --sizes 8192 --rounds 7"],
     "training_step": [
-        f"training_step.py --backend {backend} --microbatch {microbatch} --remat {remat} --rounds 5"
-        for backend, microbatch, remat in STEPS
+        f"training_step.py --backend {backend} --size {size} --batch {batch} "
+        f"--microbatch {microbatch} --remat {remat} --rounds {rounds}"
+        for size, batch, rounds, backend, microbatch, remat in STEPS
     ],
     "gradient_error": ["gradient_error.py"],
 }
@@ -50,7 +59,7 @@ QUICK = {
     "training_step": [
         f"training_step.py --backend {backend} --microbatch {microbatch} --remat {remat} "
         "--rounds 1 --size Ti --batch 4"
-        for backend, microbatch, remat in STEPS
+        for *_, backend, microbatch, remat in STEPS[:6]
     ],
     "gradient_error": ["gradient_error.py --depth 1 --batch 2"],
 }
