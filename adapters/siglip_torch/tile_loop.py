@@ -96,6 +96,7 @@ def loss_and_grads(
     image_tiles, text_tiles = list(tiles("tile", n, tile)), tiles("tile", m, tile)
     t, b = t.to(zimg.device, dtype), b.to(zimg.device, dtype)
     step = _step(zimg, ztxt, b, n if total is None else total, pairs, rows, columns)
+    bias = (step.sign * b).expand(1, 1)
     dzimg, dztxt = (z.new_zeros(z.shape if gradients else 0, dtype=dtype) for z in (zimg, ztxt))
     sums = zimg.new_zeros(3, dtype=torch.float64)  # of thousands of tiles
     room = zimg.new_empty(2, min(tile, n) * min(tile, m), dtype=dtype)
@@ -106,7 +107,7 @@ def loss_and_grads(
             for image_tile in image_tiles:
                 images = zimg[image_tile].to(dtype)
                 block = room[:, : len(images) * len(texts)].view(2, len(images), len(texts))
-                torch.mm(images, scaled.T, out=block[0])
+                torch.addmm(bias, images, scaled.T, out=block[0])
                 sums[0] += step(block, image_tile, text_tile, gradients=gradients)
                 if gradients:
                     sums[2] += block[0].sum()
@@ -132,13 +133,12 @@ class _DiagonalStep:
 
     def __init__(self, b: Tensor, total: int, offset: int) -> None:
         """`offset`: index of the first image less that of the first text."""
-        self._b, self._total, self._offset = b, total, offset
+        self._total, self._offset = total, offset
         self._minus_share = torch.full_like(b, -1 / total)
 
     def __call__(self, block: Tensor, images: slice, texts: slice, *, gradients: bool) -> Tensor:
-        """The loss of a tile; block[0], sign t zimg ztxtᵀ, becomes the loss's derivative by it."""
+        """The loss of a tile; block[0], sign logits, becomes the loss's derivative by it."""
         logits, exponential = block
-        logits -= self._b
         matches = logits.diagonal(self._offset + images.start - texts.start)
         matches.neg_()
         # softplus(-x) = log1p(exp(-|x|)) - min(x, 0)
@@ -173,14 +173,14 @@ class _PairsStep:
 
     sign = 1
 
-    def __init__(self, b: Tensor, total: int, pairs: Pairs, rows: Tensor, columns: Tensor) -> None:
-        self._b, self._total, self._pairs = b, total, pairs
+    def __init__(self, total: int, pairs: Pairs, rows: Tensor, columns: Tensor) -> None:
+        self._total, self._pairs = total, pairs
         self._rows, self._columns = rows, columns
 
     def __call__(self, block: Tensor, images: slice, texts: slice, *, gradients: bool) -> Tensor:
-        """The loss of a tile; block[0], sign t zimg ztxtᵀ, becomes the loss's derivative by it."""
+        """The loss of a tile; block[0], sign logits, becomes the loss's derivative by it."""
         targets = self._pairs(self._rows[images], self._columns[texts])
-        nll, dlogits = pair_nll(block[0] + self._b, targets)
+        nll, dlogits = pair_nll(block[0], targets)
         if gradients:
             torch.div(dlogits, self._total, out=block[0])
         loss: Tensor = nll.sum() / self._total
@@ -200,7 +200,7 @@ def _step(
         starts = _start(zimg, rows), _start(ztxt, columns)
         if starts[0] is not None and starts[1] is not None:
             return _DiagonalStep(b, total, starts[0] - starts[1])
-    return _PairsStep(b, total, pairs, indices(zimg, rows), indices(ztxt, columns))
+    return _PairsStep(total, pairs, indices(zimg, rows), indices(ztxt, columns))
 
 
 def _start(z: Tensor, given: Tensor | None) -> int | None:
