@@ -105,15 +105,15 @@ def layer_norm_fwd_form(
         np.multiply(centred, inverse, out=centred)
         np.multiply(centred, scale, out=found)
         np.add(found, bias, out=found)
-    res = LayerNormResiduals(normalized.view(HostArray), inv_std.view(HostArray), params)
-    return out.view(HostArray), res
+    res = (normalized.view(HostArray), inv_std.view(HostArray), params["scale"])
+    return out.view(HostArray), LayerNormResiduals(*res)
 
 
 def layer_norm_bwd_form(
     res: LayerNormResiduals, dout: Float[Array, "*batch d"]
 ) -> tuple[Array, LayerNormParams]:
     """`layer_norm_bwd`, some rows at a time."""
-    normalized, inv_std, scale = res.normalized, res.inv_std, res.params["scale"]
+    normalized, inv_std, scale = res
     if not _fits(normalized, scale, dout):
         return formula_of(layer_norm_bwd)(res, dout)
     scale = np.asarray(scale)

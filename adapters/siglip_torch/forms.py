@@ -28,7 +28,7 @@ from siglip_ref.primitives.dense import DenseResiduals
 from siglip_ref.primitives.dot_product_attention import DotProductAttentionResiduals
 from siglip_ref.primitives.embed import EmbedResiduals
 from siglip_ref.primitives.gelu_tanh import gelu_tanh
-from siglip_ref.primitives.layer_norm import LayerNormResiduals, layer_norm_out
+from siglip_ref.primitives.layer_norm import LayerNormResiduals
 from siglip_ref.types import Array, Float
 
 BLOCK = 2**18
@@ -47,7 +47,11 @@ class NativeLayerNormResiduals(NamedTuple):
     mean: Float[Tensor, "*batch 1"]
     inv_std: Float[Tensor, "*batch 1"]
     params: LayerNormParams
-    eps: float
+
+    @property
+    def normalized(self) -> Float[Tensor, "*batch d"]:
+        """The field of this name of the core's residuals."""
+        return ((self.x - self.mean) * self.inv_std).to(self.x.dtype)
 
 
 class GeluSlope(NamedTuple):
@@ -85,17 +89,7 @@ def layer_norm_fwd_form(
     if not _fits(x, scale, bias):
         return formula_of(layer_norm_fwd)(x, params, eps)
     out, mean, inv_std = _aten.native_layer_norm(x, scale.shape, scale, bias, eps)
-    return out, NativeLayerNormResiduals(x, mean, inv_std, params, eps)
-
-
-def layer_norm_out_form(res: LayerNormResiduals | NativeLayerNormResiduals) -> Tensor:
-    """`layer_norm_out` by the kernel of the forward pass, to the last bit."""
-    if isinstance(res, LayerNormResiduals):
-        out: Tensor = formula_of(layer_norm_out)(res)
-        return out
-    scale, bias = res.params["scale"], res.params["bias"]
-    out, *_ = _aten.native_layer_norm(res.x, scale.shape, scale, bias, res.eps)
-    return out
+    return out, NativeLayerNormResiduals(x, mean, inv_std, params)
 
 
 def layer_norm_bwd_form(
@@ -104,7 +98,7 @@ def layer_norm_bwd_form(
     """`layer_norm_bwd` in one kernel."""
     if isinstance(res, LayerNormResiduals):
         return formula_of(layer_norm_bwd)(res, dout)
-    x, mean, inv_std, params, _ = res
+    x, mean, inv_std, params = res
     scale, bias = params["scale"], params["bias"]
     dx, dscale, dbias = _aten.native_layer_norm_backward(
         dout.contiguous(), x, scale.shape, mean, inv_std, scale, bias, [True, True, True]
@@ -175,7 +169,6 @@ def dot_product_attention_bwd_form(
 FORMS: dict[Callable[..., Any], Callable[..., Any]] = {
     dense_fwd: dense_fwd_form,
     layer_norm_fwd: layer_norm_fwd_form,
-    layer_norm_out: layer_norm_out_form,
     layer_norm_bwd: layer_norm_bwd_form,
     embed_bwd: embed_bwd_form,
     gelu_tanh: gelu_tanh_form,

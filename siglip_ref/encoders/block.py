@@ -13,7 +13,7 @@ from siglip_ref.primitives import (
     multi_head_attention_fwd,
 )
 from siglip_ref.primitives.dot_product_attention import attention_weights
-from siglip_ref.primitives.layer_norm import LayerNormResiduals, layer_norm_out
+from siglip_ref.primitives.layer_norm import LayerNormResiduals
 from siglip_ref.primitives.multi_head_attention import AttentionResiduals
 from siglip_ref.types import Array, Float
 
@@ -28,11 +28,7 @@ class BlockParams(TypedDict):
 
 
 class BlockResiduals(NamedTuple):
-    """What `block_bwd` needs from `block_fwd`.
-
-    The maps after a normalisation keep no input: it is the output of the normalisation, which is
-    cheaper to compute again than to keep.
-    """
+    """What `block_bwd` needs from `block_fwd`."""
 
     ln_0: LayerNormResiduals
     attn: AttentionResiduals
@@ -54,19 +50,17 @@ def block_fwd(
     y = x + attended
     normalized, ln_1 = layer_norm_fwd(y, params["ln_1"], eps)
     out, mlp = mlp_fwd(normalized, params["mlp"])
-    return y + out, BlockResiduals(ln_0, _attn_of(attn, None), ln_1, _mlp_of(mlp, None))
+    return y + out, BlockResiduals(ln_0, attn, ln_1, mlp)
 
 
 def block_bwd(
     res: BlockResiduals, dout: Float[Array, "n l d"]
 ) -> tuple[Float[Array, "n l d"], BlockParams]:
     """Cotangents (dx, dparams)."""
-    dnormalized, mlp = mlp_bwd(_mlp_of(res.mlp, layer_norm_out(res.ln_1)), dout)
+    dnormalized, mlp = mlp_bwd(res.mlp, dout)
     dy, ln_1 = layer_norm_bwd(res.ln_1, dnormalized)
     dy = dout + dy
-    dquery_source, dkey_source, attn = multi_head_attention_bwd(
-        _attn_of(res.attn, layer_norm_out(res.ln_0)), dy
-    )
+    dquery_source, dkey_source, attn = multi_head_attention_bwd(res.attn, dy)
     dx, ln_0 = layer_norm_bwd(res.ln_0, dquery_source + dkey_source)
     return dy + dx, BlockParams(ln_0=ln_0, attn=attn, ln_1=ln_1, mlp=mlp)
 
@@ -79,22 +73,11 @@ def block_probes(x: Float[Array, "n l d"], res: BlockResiduals) -> dict[str, Arr
     attended, _ = dense_fwd(*res.attn.out)
     expanded = mlp_probe(res.mlp)
     return {
-        "ln_0": layer_norm_out(res.ln_0),
+        "ln_0": res.attn.query.x,
         "attn/weights": attention_weights(res.attn.attention.query, res.attn.attention.key),
         "attn": attended,
         "+attn": x + attended,
-        "ln_1": layer_norm_out(res.ln_1),
+        "ln_1": res.mlp.dense_0.x,
         "mlp": expanded,
         "+mlp": (x + attended) + expanded,
     }
-
-
-def _attn_of(attn: AttentionResiduals, x: Float[Array, "n l d"] | None) -> AttentionResiduals:
-    """The residuals with this input of queries, keys and values, or with none."""
-    query, key, value = (part._replace(x=x) for part in (attn.query, attn.key, attn.value))
-    return attn._replace(query=query, key=key, value=value)
-
-
-def _mlp_of(mlp: MlpResiduals, x: Float[Array, "n l d"] | None) -> MlpResiduals:
-    """The residuals with this input, or with none."""
-    return mlp._replace(dense_0=mlp.dense_0._replace(x=x))

@@ -50,22 +50,19 @@ BLOCKS = (
                 "y = x + attended\n"
                 'normalized, ln_1 = layer_norm_fwd(y, params["ln_1"], eps)\n'
                 'out, mlp = mlp_fwd(normalized, params["mlp"])\n'
-                "return y + out, "
-                "BlockResiduals(ln_0, _attn_of(attn, None), ln_1, _mlp_of(mlp, None))",
+                "return y + out,",
                 'attended, attn = multi_head_attention_fwd(x, x, params["attn"], num_heads)\n'
                 'y, ln_0 = layer_norm_fwd(x + attended, params["ln_0"], eps)\n'
                 'out, mlp = mlp_fwd(y, params["mlp"])\n'
                 'out, ln_1 = layer_norm_fwd(y + out, params["ln_1"], eps)\n'
-                "return out, BlockResiduals(ln_0, attn, ln_1, mlp)",
+                "return out,",
             ),
             Edit(
                 _BLOCK,
-                "dnormalized, mlp = mlp_bwd(_mlp_of(res.mlp, layer_norm_out(res.ln_1)), dout)\n"
+                "dnormalized, mlp = mlp_bwd(res.mlp, dout)\n"
                 "dy, ln_1 = layer_norm_bwd(res.ln_1, dnormalized)\n"
                 "dy = dout + dy\n"
-                "dquery_source, dkey_source, attn = multi_head_attention_bwd(\n"
-                "    _attn_of(res.attn, layer_norm_out(res.ln_0)), dy\n"
-                ")\n"
+                "dquery_source, dkey_source, attn = multi_head_attention_bwd(res.attn, dy)\n"
                 "dx, ln_0 = layer_norm_bwd(res.ln_0, dquery_source + dkey_source)",
                 "dout, ln_1 = layer_norm_bwd(res.ln_1, dout)\n"
                 "dy, mlp = mlp_bwd(res.mlp, dout)\n"
