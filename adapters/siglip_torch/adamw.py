@@ -39,7 +39,7 @@ def adamw_leaf(
         amsgrad=False,
         maximize=False,
         lr=rates.lr * float(factor),
-        weight_decay=rates.weight_decay / rates.lr,  # which Torch multiplies by the rate
+        weight_decay=(rates.weight_decay or 0.0) / rates.lr,  # which Torch multiplies by the rate
         beta1=rates.beta1,
         beta2=rates.beta2,
         eps=rates.eps,

@@ -5,7 +5,6 @@ Where autograd or a compiler follows the computation, and on other devices, the 
 
 import math
 from collections.abc import Callable, Iterator
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -34,6 +33,8 @@ from siglip_ref.types import Array, Float
 BLOCK = 2**18
 """Elements of GELU worked on at a time, so that the steps between stay in the cache."""
 
+WIDE = torch.float32, torch.float64
+
 _SLOPE = 2 * math.sqrt(2 / math.pi)
 _CUBIC = 0.044715
 
@@ -41,9 +42,9 @@ _aten = torch.ops.aten
 
 
 class NativeLayerNormResiduals(NamedTuple):
-    """The input and the statistics of its rows."""
+    """The input less the mean of each row, and the statistics of what is left."""
 
-    x: Float[Tensor, "*batch d"]
+    centred: Float[Tensor, "*batch d"]
     mean: Float[Tensor, "*batch 1"]
     inv_std: Float[Tensor, "*batch 1"]
     params: LayerNormParams
@@ -51,7 +52,7 @@ class NativeLayerNormResiduals(NamedTuple):
     @property
     def normalized(self) -> Float[Tensor, "*batch d"]:
         """The field of this name of the core's residuals."""
-        return ((self.x - self.mean) * self.inv_std).to(self.x.dtype)
+        return (self.centred - self.mean) * self.inv_std
 
 
 class GeluSlope(NamedTuple):
@@ -84,12 +85,15 @@ def dense_fwd_form(
 def layer_norm_fwd_form(
     x: Float[Tensor, "*batch d"], params: LayerNormParams, eps: float
 ) -> tuple[Tensor, LayerNormResiduals | NativeLayerNormResiduals]:
-    """`layer_norm_fwd` in one kernel."""
+    """`layer_norm_fwd` in one kernel, after the means are taken off: it subtracts too late to keep
+    the digits of numbers that are far from 0.
+    """
     scale, bias = params["scale"], params["bias"]
-    if not _fits(x, scale, bias):
+    if x.dtype not in WIDE or not _fits(x, scale, bias):
         return formula_of(layer_norm_fwd)(x, params, eps)
-    out, mean, inv_std = _aten.native_layer_norm(x, scale.shape, scale, bias, eps)
-    return out, NativeLayerNormResiduals(x, mean, inv_std, params)
+    centred = x - x.mean(-1, keepdim=True)
+    out, mean, inv_std = _aten.native_layer_norm(centred, scale.shape, scale, bias, eps)
+    return out, NativeLayerNormResiduals(centred, mean, inv_std, params)
 
 
 def layer_norm_bwd_form(
@@ -98,10 +102,10 @@ def layer_norm_bwd_form(
     """`layer_norm_bwd` in one kernel."""
     if isinstance(res, LayerNormResiduals):
         return formula_of(layer_norm_bwd)(res, dout)
-    x, mean, inv_std, params = res
+    centred, mean, inv_std, params = res
     scale, bias = params["scale"], params["bias"]
     dx, dscale, dbias = _aten.native_layer_norm_backward(
-        dout.contiguous(), x, scale.shape, mean, inv_std, scale, bias, [True, True, True]
+        dout.contiguous(), centred, scale.shape, mean, inv_std, scale, bias, [True, True, True]
     )
     return dx, LayerNormParams(scale=dscale, bias=dbias)
 
@@ -138,7 +142,7 @@ def gelu_tanh_bwd_form(res: Tensor | GeluSlope, dout: Float[Tensor, "*shape"]) -
 
 def embed_bwd_form(res: EmbedResiduals, dout: Float[Tensor, "n l d"]) -> Float[Array, "v d"]:
     """`embed_bwd` by an addition in place, token after token."""
-    if dout.dtype not in (torch.float32, torch.float64) or not _fits(dout):
+    if dout.dtype not in WIDE or not _fits(dout):
         return formula_of(embed_bwd)(res, dout)
     dembedding = torch.zeros(res.embedding.shape, dtype=dout.dtype)
     return dembedding.index_add_(0, res.tokens.reshape(-1), dout.reshape(-1, dout.shape[-1]))
@@ -179,7 +183,6 @@ FORMS: dict[Callable[..., Any], Callable[..., Any]] = {
 }
 
 
-@cache
 def register_forms() -> None:
     """Let the core use these forms for tensors."""
     for operation, form in FORMS.items():

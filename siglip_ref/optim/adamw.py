@@ -11,10 +11,10 @@ from siglip_ref.types import Array, Count, Float, Map, Tree
 
 
 class AdamwRates(NamedTuple):
-    """What AdamW is told of one parameter; a decay of 0 is none."""
+    """What AdamW is told of one parameter; the decay is None where it has none."""
 
     lr: float
-    weight_decay: float
+    weight_decay: float | None
     beta1: float
     beta2: float
     eps: float
@@ -33,7 +33,7 @@ def adamw_leaf(
     leaf = adam_leaf(g, mu, nu, count, beta1=rates.beta1, beta2=rates.beta2, eps=rates.eps)
     lr, weight_decay = rates.lr, rates.weight_decay
     step = lr * leaf.direction
-    if weight_decay:
+    if weight_decay is not None:
         step = step + weight_decay * at_least_float32(p)
     return moved(p, step, factor), leaf.mu, leaf.nu
 
@@ -72,7 +72,7 @@ def adamw_update(
     def rule(
         path: str, factor: Factor, g: Array, p: Array, mu: Array, nu: Array
     ) -> tuple[Array, ...]:
-        rates = AdamwRates(lr, weight_decay if decays(path) else 0.0, beta1, beta2, eps)
+        rates = AdamwRates(lr, weight_decay if decays(path) else None, beta1, beta2, eps)
         return leaf(p, g, mu, nu, count, factor, rates)
 
     params, (mu, nu) = update_leaves(

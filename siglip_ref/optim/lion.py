@@ -51,7 +51,8 @@ def lion_update(
         step = lr * xp.sign(beta1 * mu + (1 - beta1) * g)
         if decays(path):
             step = step + weight_decay * at_least_float32(p)
-        return moved(p, step, factor), beta2 * mu + (1 - beta2) * g
+        mu = beta2 * mu + (1 - beta2) * g
+        return moved(p, step, factor), mu
 
     params, (mu,) = update_leaves(rule, grads, params, (state.mu,), schedule, parallel_map)
     return params, LionState(mu)

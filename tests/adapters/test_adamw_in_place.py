@@ -46,7 +46,7 @@ def test_it_is_what_the_core_says_in_the_memory_of_what_it_is_given(
     name, dtype, seed, shape, count, factor, decaying
 ):
     leaf, from_numpy = LEAVES[name]
-    rates = RATES if decaying else RATES._replace(weight_decay=0.0)
+    rates = RATES if decaying else RATES._replace(weight_decay=None)
     wanted = adamw_leaf(*leaves(seed, shape, dtype), count, factor, rates)
     p, g, mu, nu = map(from_numpy, leaves(seed, shape, dtype))
     found = leaf(p, g, mu, nu, count, factor, rates)

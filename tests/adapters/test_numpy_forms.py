@@ -54,7 +54,7 @@ def assert_near(got, want, factor=1.0):
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
 def test_the_vectors_of_the_kit_are_met(dtype):
     subject = HostSubject("the NumPy backend", "numpy", "numpy", dtype)
-    report = check_subject(subject, ["primitives", "image", "text", "model"])
+    report = check_subject(subject, ["primitives", "image", "text", "model", "accuracy"])
     failed = [record for record in report.records if record.status == "failed"]
     assert report.ok, failed[:3]
     assert any(record.status == "passed" for record in report.records)
@@ -95,12 +95,13 @@ def test_layer_norm_and_its_gradients_are_the_formulas_whatever_the_blocks(seed,
     params = {name: rng.standard_normal(d) for name in ("scale", "bias")}
     out, res = layer_norm_fwd(x.view(HostArray), tree_map(hosted, params), 1e-1)
     want, wanted_res = formula_of(layer_norm_fwd)(x, params, 1e-1)
-    assert_near(out, want)
+    # In another order of the sums over up to 65,536 numbers.
+    assert_near(out, want, 8)
     dx, dparams = layer_norm_bwd(res, dout.view(HostArray))
     wanted_dx, wanted_dparams = formula_of(layer_norm_bwd)(wanted_res, dout)
-    assert_near(dx, wanted_dx)
+    assert_near(dx, wanted_dx, 8)
     for name in params:
-        assert_near(dparams[name], wanted_dparams[name])
+        assert_near(dparams[name], wanted_dparams[name], 8)
 
 
 @pytest.mark.parametrize("largest", [1.0, 30.0, 1000.0])

@@ -33,7 +33,7 @@ from siglip_ref.primitives import (  # noqa: E402
 )
 from siglip_ref.primitives.gelu_tanh import gelu_tanh  # noqa: E402
 from siglip_torch import TorchBackend  # noqa: E402
-from siglip_torch.forms import BLOCK, FORMS  # noqa: E402
+from siglip_torch.forms import BLOCK, FORMS, register_forms  # noqa: E402
 
 BACKEND = TorchBackend()
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -53,10 +53,15 @@ def assert_near(got, want, bound=8):
     torch.testing.assert_close(got, want, rtol=0, atol=atol)
 
 
+@pytest.fixture(autouse=True)
+def registered():
+    register_forms()
+
+
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
 def test_the_vectors_of_the_kit_are_met(dtype):
     subject = CoreSubject("the Torch backend", "torch", "torch", dtype)
-    report = check_subject(subject, ["primitives", "image", "text", "model"])
+    report = check_subject(subject, ["primitives", "image", "text", "model", "accuracy"])
     failed = [record for record in report.records if record.status == "failed"]
     assert report.ok, failed[:3]
     assert any(record.status == "passed" for record in report.records)

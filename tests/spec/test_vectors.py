@@ -8,6 +8,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from siglip_ref.tree import flatten
 from siglip_spec import PROFILES, SPEC_VERSION, VECTORS_VERSION, load_case, load_profile
@@ -20,6 +21,8 @@ from siglip_spec.generate import (
     DisagreementError,
     answered,
     differences,
+    manifest_of,
+    same,
     worst_score,
 )
 from siglip_spec.mutants import MUTANTS, TOO_COARSE, UNDETECTABLE
@@ -34,7 +37,7 @@ ANSWERED = [case for case in CASES if case.rejected is None]
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_sources_make_these_very_bytes():
+def test_the_sources_make_these_files():
     # In a process of its own: it starts others, and this one may have threads.
     run = subprocess.run(
         [sys.executable, "-m", "siglip_spec.generate", "--check"],
@@ -45,6 +48,63 @@ def test_the_sources_make_these_very_bytes():
     )
     assert run.returncode == 0, run.stdout + run.stderr
     assert "17 files are what the sources make" in run.stdout
+
+
+def suite(**changed):
+    """A file of vectors, with some tensors changed."""
+    tensors = {
+        "x/n1#in/x": np.asarray([1.0, 2.0]),
+        "x/n1#cotangent/dout": np.asarray([0.5, 1.0]),
+        "x/n1#out/out": np.asarray([1.0, 3.0]),
+        "x/n1#grad/dx": np.asarray([1.0, 3.0]),
+        "x/n1#scale/out/out": np.asarray([0.0, 9.0], np.float32),
+        "x/n1#underflow/out/out": np.asarray([0.0, 9.0], np.float32),
+        "x/n1#probe/half": np.asarray([-4.0, 1.0]),
+    }
+    return save(
+        {key: changed.get(key.split("#")[1].split("/")[0], t) for key, t in tensors.items()}
+    )
+
+
+@pytest.mark.parametrize("group", ["in", "cotangent", "out", "grad"])
+def test_questions_and_expected_values_are_the_same_to_the_last_bit(group):
+    pair = suite(), suite(**{group: np.nextafter([1.0, 3.0], 9.0)})
+    assert same("x.safetensors", pair[0], suite())
+    assert not same("x.safetensors", *pair)
+
+
+@pytest.mark.parametrize("group", ["scale", "underflow"])
+def test_scales_of_another_processor_are_at_most_a_step_away(group):
+    def scaled(*values):
+        return suite(**{group: np.asarray(values, np.float32)})
+
+    assert same("x.safetensors", scaled(0.0, 8.0), scaled(0.0, 9.0))
+    assert not same("x.safetensors", scaled(0.0, 8.0), scaled(0.0, 10.0))
+    assert not same("x.safetensors", scaled(0.0, 8.0), scaled(0.1, 8.0))
+
+
+def test_probes_of_another_processor_differ_by_rounding_only():
+    near, far = (suite(probe=np.asarray([-4.0, 1.0 + by])) for by in (3e-12, 5e-12))
+    assert same("x.safetensors", suite(), near)
+    assert not same("x.safetensors", suite(), far)
+
+
+def test_other_shapes_dtypes_and_texts_are_not_the_same():
+    assert not same("x.safetensors", suite(), suite(probe=np.asarray([-4.0])))
+    assert not same("x.safetensors", suite(), suite(scale=np.asarray([0.0, 9.0])))
+    assert not same("x.json", b"1", b"1.0")
+
+
+def test_the_manifest_is_held_to_the_files_beside_it(monkeypatch, tmp_path):
+    monkeypatch.setattr("siglip_spec.generate.VECTORS", tmp_path)
+    made = {"x.safetensors": suite()}
+    made["manifest.json"] = manifest_of(made, {})
+    beside = {"x.safetensors": suite(scale=np.asarray([0.0, 8.0], np.float32))}
+    for name, content in {**beside, "manifest.json": manifest_of(beside, {})}.items():
+        (tmp_path / name).write_bytes(content)
+    assert list(differences(made)) == []
+    (tmp_path / "manifest.json").write_bytes(made["manifest.json"])
+    assert list(differences(made)) == ["manifest.json would change"]
 
 
 def test_a_file_that_would_change_is_missing_or_is_too_many_is_named(monkeypatch, tmp_path):

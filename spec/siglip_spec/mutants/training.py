@@ -164,7 +164,7 @@ UPDATES = (
                 "return moved(p, step, factor), rows, columns, whole, cast_like(wide_mu, mu)",
                 "mantissa, exponent = xp.frexp(wide_mu)\n"
                 "mu = xp.ldexp(xp.round(mantissa * 256) / 256, exponent)\n"
-                "return step, rows, columns, whole, mu",
+                "return moved(p, step, factor), rows, columns, whole, mu",
             ),
         ),
     ),
