@@ -5,7 +5,6 @@ before and after them can. Inside of a compiled function nothing changes.
 """
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import jax
@@ -38,7 +37,6 @@ def not_before_form(x: Array, dout: Array) -> tuple[Array, Array]:
     return jnp.where(jnp.isnan(first), first, x).astype(x.dtype), dout
 
 
-@cache
 def register_forms() -> None:
     """Let the core use these forms for arrays of JAX that hold numbers."""
     for operation, form in FORMS.items():

@@ -7,7 +7,6 @@ the core; the forms are those of `HostArray`.
 
 import math
 from collections.abc import Callable, Iterator
-from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -196,7 +195,6 @@ FORMS: dict[Callable[..., Any], Callable[..., Any]] = {
 }
 
 
-@cache
 def register_forms() -> None:
     """Let the core use these forms for arrays of this type."""
     for operation, form in FORMS.items():

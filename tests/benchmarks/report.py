@@ -42,7 +42,7 @@ STEPS = [  # size, batch, rounds; backend, microbatch, remat
     for ours in settings
 ]
 PROGRAMS = {
-    "loss": ["loss.py --sizes 1024 2048 4096 8192 16384 32768 65536 --rounds 5"],
+    "loss": ["loss.py --sizes 1024 2048 4096 8192 16384 65536 --rounds 5"],
     "large": ["loss.py --sizes --memory-sizes --once 131072"],
     "ring": ["ring.py --sizes 8192 --rounds 7"],
     "training_step": [
