@@ -37,8 +37,6 @@ class TorchBackend:
         on_host = self.device.type == "cpu"
         self.adamw_leaf: AdamwLeaf | None = adamw_leaf if on_host else None
         self.update_block = 2**18 if on_host else None
-        if on_host:
-            keep_freed_memory()
 
     def asarray(self, x: NDArray[Any]) -> Tensor:
         """`x` on the device, on the host without a copy where Torch can share its memory."""
@@ -69,7 +67,12 @@ class TorchBackend:
         return NumpyBackend().peak_memory()
 
     def parallel_map(self) -> AbstractContextManager[Map]:
-        """The built-in `map`: Torch runs each operation on all cores."""
+        """The built-in `map`: Torch runs each operation on all cores.
+
+        From then on the C library keeps freed memory, which a training step asks for again.
+        """
+        if self.device.type == "cpu":
+            keep_freed_memory()
         return nullcontext(map)
 
 
