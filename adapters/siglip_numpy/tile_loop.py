@@ -29,7 +29,7 @@ LARGEST_TILE = 1024
 SMALLEST_TILE = 512
 """Rows and columns that are not cut further if two such tiles are there."""
 
-STRIP = 2**17
+STRIP = 2**18
 """Logits that are worked on at a time: in a cache, and few enough calls for two threads."""
 
 
@@ -69,46 +69,56 @@ def tiled_sigmoid_loss(
     total = zimg.shape[0] if total is None else total
     wide = np.result_type(at_least_float32(zimg[:1]), at_least_float32(ztxt[:1]))
     t, bias = math.exp(float(t_prime)), float(b)
-    dzimg, dztxt = (np.zeros(z.shape, dtype=wide) for z in (zimg, ztxt))
+    dzimg, dztxt = (np.empty(z.shape, dtype=wide) for z in (zimg, ztxt))
     image_tiles, text_tiles = (
         list(tiles("tile", len(z), smaller(tile, len(z)))) for z in (zimg, ztxt)
     )
     buffers = Buffers(wide)
-    # By the Cauchy-Schwarz inequality, so that the tiles need not be searched.
-    bound = t * largest_norm(zimg, wide) * largest_norm(ztxt, wide) + abs(bias)
-    may_overflow = not bound < largest_exponent(wide)
+    begun: set[tuple[str, int]] = set()
+
+    def add_product(side: str, tile: int, x: Floats, y: Floats, out: Floats) -> None:
+        """Add x y to what the earlier tiles gave, or begin with it."""
+        if (side, tile) in begun:
+            out += np.matmul(x, y, out=buffers.take("embeddings", *out.shape))
+        else:
+            np.matmul(x, y, out=out)
+            begun.add((side, tile))
 
     def work(place: tuple[int, int]) -> Share:
         image_tile, text_tile = image_tiles[place[0]], text_tiles[place[1]]
         images = zimg[image_tile].astype(wide, copy=False)
         texts = ztxt[text_tile].astype(wide, copy=False)
-        n, m, d = len(images), len(texts), images.shape[1]
-        logits = np.multiply(images, t, out=buffers.take("embeddings", n, d))
-        logits = np.matmul(logits, texts.T, out=buffers.take("logits", n, m))
+        logits = buffers.take("logits", len(images), len(texts))
+        np.matmul(images, texts.T, out=logits)
+        logits *= t
         logits += bias
         if pairs is diagonal:
             matches = equal_indices(rows[image_tile], columns[text_tile])
-            nll, dlogits = diagonal_nll(logits, matches, buffers, may_overflow=may_overflow)
+            share = diagonal_share(logits, matches, buffers)
         else:
             each, dlogits = pair_nll(logits, pairs(rows[image_tile], columns[text_tile]))
-            nll = float(np.sum(each))
-        dimages, dtexts = dzimg[image_tile], dztxt[text_tile]
-        dimages += np.matmul(dlogits, texts, out=buffers.take("embeddings", n, d))
-        dtexts += np.matmul(dlogits.T, images, out=buffers.take("embeddings", m, d))
-        return Share(nll, float(np.sum(dlogits)))
+            logits[...] = dlogits
+            share = Share(float(np.sum(each)), float(np.sum(logits)))
+        add_product("images", place[0], logits, texts, dzimg[image_tile])
+        add_product("texts", place[1], logits.T, images, dztxt[text_tile])
+        return share
 
     # Python's floats: sums over tiles in float64, whatever the tiles are in.
     nll = db = 0.0
     for places in disjoint_places(len(image_tiles), len(text_tiles)):
         for share in parallel_map(work, places):
             nll, db = nll + share.nll, db + share.dlogits
-    dzimg *= t / total
-    dztxt *= t / total
+
+    def finish(pair: tuple[Floats, Floats]) -> float:
+        z, dz = pair
+        dz *= t / total
+        return float(np.vdot(z.astype(wide, copy=False), dz))
+
+    of_images = [(zimg[tile], dzimg[tile]) for tile in image_tiles]
+    of_texts = [(ztxt[tile], dztxt[tile]) for tile in text_tiles]
+    inner = list(parallel_map(finish, [*of_images, *of_texts]))
     # In float64 too: n·d products of both signs cancel to what is often a small number.
-    dt_prime = sum(
-        float(np.vdot(zimg[image_tile].astype(wide, copy=False), dzimg[image_tile]))
-        for image_tile in image_tiles
-    )
+    dt_prime = sum(inner[: len(of_images)])
     loss_dtype = np.result_type(wide, at_least_float32(t_prime), at_least_float32(b))
     return np.asarray(nll / total, dtype=loss_dtype), SigmoidLossCotangents(
         cast_like(dzimg, zimg),
@@ -118,10 +128,8 @@ def tiled_sigmoid_loss(
     )
 
 
-def diagonal_nll(
-    logits: Floats, matches: tuple[Ints, Ints], buffers: "Buffers", *, may_overflow: bool
-) -> tuple[float, Floats]:
-    """Σ softplus(-labels logits), and its gradient by the logits, in place.
+def diagonal_share(logits: Floats, matches: tuple[Ints, Ints], buffers: "Buffers") -> Share:
+    """Σ softplus(-labels logits), whose gradient by the logits takes their place.
 
     With z = -labels logits, E = exp(z) and u = 1 + E, which is rounded:
 
@@ -134,12 +142,12 @@ def diagonal_nll(
     and σ(z) = 1 to the last bit.
     """
     logits[matches] *= -1
-    nll = 0.0
+    nll = dlogits = 0.0
+    limit = largest_exponent(logits.dtype)
     step = max(1, STRIP // logits.shape[1])
     for start in range(0, len(logits), step):
         e = logits[start : start + step]
-        if may_overflow:
-            limit = largest_exponent(logits.dtype)
+        if not np.max(e) < limit:
             nll += float(np.sum(np.maximum(e - limit, 0)))
             np.minimum(e, limit, out=e)
         np.exp(e, out=e)
@@ -147,16 +155,18 @@ def diagonal_nll(
         if log1p_is_fast():
             nll += float(np.sum(np.log1p(e, out=logs)))
             e /= np.add(e, 1, out=logs)
-            continue
-        u = np.add(e, 1, out=buffers.take("u", *e.shape))
-        nll += float(np.sum(np.log(u, out=logs)))
-        rounded = np.subtract(u, 1, out=logs)
-        np.subtract(e, rounded, out=rounded)
-        np.divide(1, u, out=u)
-        nll += float(np.vdot(rounded, u))
-        e *= u
-    logits[matches] *= -1
-    return nll, logits
+        else:
+            u = np.add(e, 1, out=buffers.take("u", *e.shape))
+            nll += float(np.sum(np.log(u, out=logs)))
+            rounded = np.subtract(u, 1, out=logs)
+            np.subtract(e, rounded, out=rounded)
+            np.divide(1, u, out=u)
+            nll += float(np.vdot(rounded, u))
+            e *= u
+        dlogits += float(np.sum(e))
+    matched = logits[matches]
+    logits[matches] = -matched
+    return Share(nll, dlogits - 2 * float(np.sum(matched)))
 
 
 def smaller(tile: int, count: int) -> int:
@@ -182,18 +192,17 @@ def largest_exponent(dtype: np.dtype[Any]) -> float:
     return math.log(float(np.finfo(dtype).max)) - 1
 
 
-def largest_norm(z: Floats, dtype: np.dtype[Any]) -> float:
-    """The largest norm of a row."""
-    return math.sqrt(float(np.max(np.einsum("nd,nd->n", z, z, dtype=dtype))))
-
-
 def equal_indices(rows: Ints, columns: Ints) -> tuple[Ints, Ints]:
     """The places (i, j) with rows[i] = columns[j]."""
     if rows.max() < columns.min() or columns.max() < rows.min():
         none = np.zeros(0, dtype=np.intp)
         return none, none
-    i, j = np.nonzero(rows[:, None] == columns[None, :])
-    return i, j
+    order = np.argsort(columns, kind="stable")
+    first = np.searchsorted(columns, rows, "left", sorter=order)
+    counts = np.searchsorted(columns, rows, "right", sorter=order) - first
+    i = np.repeat(np.arange(len(rows)), counts)
+    nth = np.arange(len(i)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return i, order[first[i] + nth]
 
 
 def disjoint_places(n: int, m: int) -> Iterable[list[tuple[int, int]]]:
