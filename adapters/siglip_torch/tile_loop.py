@@ -1,12 +1,14 @@
 """The core's tiled sigmoid loss in Torch's in-place operations, on tiles that are used again.
 
-With the default pairs a tile's logits cost no allocation, and one exponential each.
+With the default pairs a tile's logits cost no allocation and, on the host, one exponential each.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from siglip_ref.losses import Pairs, diagonal
 from siglip_ref.losses.blocks import check_embeddings, check_scalar, indices
@@ -47,8 +49,9 @@ def tiled_sigmoid_loss(
 ) -> tuple[Float[Tensor, ""], SigmoidLossCotangents]:
     """The core's `tiled_sigmoid_loss`: the same arguments, results and errors, but faster.
 
-    Beside inputs and outputs it holds two tiles and two tile x d matrices (14 MB at the tile of
-    1024 and d = 768 in float32), and with other pairs what the core's formula needs for a tile.
+    Beside inputs and outputs it holds three tiles and two tile x d matrices (18 MB at the tile of
+    1024 and d = 768 in float32), two more tiles where most mismatches are taken for matches, and
+    with other pairs what the core's formula needs for a tile.
     Gradients of 16-bit embeddings are summed in float32 and rounded once, at the price of float32
     copies of both gradients. It waits for a CUDA device only to look at `rows` and `columns`, if
     they are given.
@@ -95,112 +98,117 @@ def loss_and_grads(
     n, m = zimg.shape[0], ztxt.shape[0]
     image_tiles, text_tiles = list(tiles("tile", n, tile)), tiles("tile", m, tile)
     t, b = t.to(zimg.device, dtype), b.to(zimg.device, dtype)
-    step = _step(zimg, ztxt, b, n if total is None else total, pairs, rows, columns)
-    bias = (step.sign * b).expand(1, 1)
-    dzimg, dztxt = (z.new_zeros(z.shape if gradients else 0, dtype=dtype) for z in (zimg, ztxt))
+    step = _step(zimg, ztxt, pairs, rows, columns)
+    share = 1 / (n if total is None else total)
+    dzimg, dztxt = (z.new_empty(z.shape if gradients else 0, dtype=dtype) for z in (zimg, ztxt))
     sums = zimg.new_zeros(3, dtype=torch.float64)  # of thousands of tiles
-    room = zimg.new_empty(2, min(tile, n) * min(tile, m), dtype=dtype)
+    room = zimg.new_empty(3, min(tile, n) * min(tile, m), dtype=dtype)
     with torch.autocast(zimg.device.type, enabled=False):
         for text_tile in text_tiles:
             texts = ztxt[text_tile].to(dtype)
-            scaled = texts * (step.sign * t)
+            scaled = texts * t
             for image_tile in image_tiles:
                 images = zimg[image_tile].to(dtype)
-                block = room[:, : len(images) * len(texts)].view(2, len(images), len(texts))
-                torch.addmm(bias, images, scaled.T, out=block[0])
-                sums[0] += step(block, image_tile, text_tile, gradients=gradients)
+                shape = len(images), len(texts)
+                block = room[:, : math.prod(shape)].view(3, *shape)
+                logits, dlogits, _ = block
+                torch.mm(images, scaled.T, out=logits).add_(b)
+                sums[0] += step(block, image_tile, text_tile)
                 if gradients:
-                    sums[2] += block[0].sum()
-                    dzimg[image_tile].addmm_(block[0], scaled)
-                    dztxt[text_tile].addmm_(block[0].T, images)
+                    sums[2] += dlogits.sum()
+                    dzimg[image_tile].addmm_(
+                        dlogits, scaled, beta=int(text_tile.start > 0), alpha=share
+                    )
+                    dztxt[text_tile].addmm_(
+                        dlogits.T, images, beta=int(image_tile.start > 0), alpha=share
+                    )
             if gradients:
                 sums[1] += torch.mul(texts, dztxt[text_tile], out=scaled).sum()
-                dztxt[text_tile] *= step.sign * t
-    sums[1:] *= step.sign
+                dztxt[text_tile] *= t
+    sums[::2] *= share
     loss, dt, db = (x.to(dtype, copy=True) for x in sums)
     return LossAndGrads(loss, dzimg, dztxt, dt, db)
 
 
 class _DiagonalStep:
-    """Image i matches text i: the label of a pair is the sign of its logit.
+    """Image i matches text i and loses softplus(-logit), any other pair softplus(logit).
 
-    With the sign of t turned, a tile holds labels logits but for its piece of the diagonal, which
-    is negated. So no pair's loss is a difference of two numbers, as it would be if the diagonal
-    were first counted as mismatches and then put right.
+    While the others are worked on, a match is one of them with a logit of -∞, which loses nothing.
     """
 
-    sign = -1
-
-    def __init__(self, b: Tensor, total: int, offset: int) -> None:
+    def __init__(self, offset: int) -> None:
         """`offset`: index of the first image less that of the first text."""
-        self._total, self._offset = total, offset
-        self._minus_share = torch.full_like(b, -1 / total)
+        self._offset = offset
 
-    def __call__(self, block: Tensor, images: slice, texts: slice, *, gradients: bool) -> Tensor:
-        """The loss of a tile; block[0], sign logits, becomes the loss's derivative by it."""
-        logits, exponential = block
-        matches = logits.diagonal(self._offset + images.start - texts.start)
-        matches.neg_()
-        # softplus(-x) = log1p(exp(-|x|)) - min(x, 0)
-        negative_part = torch.clamp(logits, max=0, out=exponential).sum()
-        torch.abs(logits, out=exponential).neg_().exp_()
-        if gradients:
-            torch.ops.aten.log_sigmoid_backward.grad_input(
-                self._minus_share, logits, exponential, grad_input=logits
-            )
-            matches.neg_()
-        return (_sum_log1p(exponential.view(-1)) - negative_part) / self._total
+    def __call__(self, block: Tensor, images: slice, texts: slice) -> Tensor:
+        """The loss of a tile with the logits block[0], whose derivative becomes block[1]."""
+        logits, dlogits, spare = block
+        place = self._offset + images.start - texts.start
+        matches = logits.diagonal(place)
+        negative = -matches
+        matches.fill_(-math.inf)
+        torch.sigmoid(logits, out=dlogits)
+        loss = _sum_softplus(logits, dlogits, spare) + _softplus(negative).sum()
+        dlogits.diagonal(place).copy_(negative.sigmoid_().neg_())
+        return loss
 
 
-def _sum_log1p(x: Tensor) -> Tensor:
-    """Σ log1p(x) of numbers in [0, 1], which are written over, with one logarithm for up to 64.
+def _sum_softplus(x: Tensor, sigmoid: Tensor, spare: Tensor) -> Tensor:
+    """Σ softplus(x), on the host with one logarithm for up to 32 numbers; `spare` is written over.
 
-    log1p(x) + log1p(y) = log1p(x + y + x y), and x + y + x y loses nothing where x and y are tiny,
-    as the product (1 + x)(1 + y) would. Of 64 numbers it is below 2**64.
+    softplus(x) = -log1p(-σ(x)), and where p and q are probabilities
+
+        log1p(-p) + log1p(-q) = log1p(-(p + q - p q)),
+
+    which loses nothing where both are tiny, as the product (1 - p) (1 - q) would. Where what comes
+    of 32 numbers is close to 1 digits are lost, and softplus is formed of each.
     """
-    for _ in range(6):
-        half, odd = divmod(len(x), 2)
+    if x.device.type != "cpu":  # which would have to be waited for
+        return _softplus(x).sum()
+    any_of = sigmoid.view(-1)
+    for _ in range(5):
+        half, odd = divmod(len(any_of), 2)
         if odd:
             break
-        x, y = x[:half], x[half:]
-        y.addcmul_(x, y)
-        x += y
-    return x.log1p_().sum()
+        p, q = any_of[:half], any_of[half:]
+        # The end of `spare` is q from the second time on.
+        any_of = torch.addcmul(q, p, q, value=-1, out=spare.view(-1)[-half:]).add_(p)
+    lost = ~(any_of <= 0.9)
+    rest = x.new_zeros(())
+    if lost.any():
+        rest = _softplus(x.view(-1, len(any_of))[:, lost]).sum()
+        any_of = any_of[~lost]
+    return rest - any_of.neg().log1p_().sum()
+
+
+def _softplus(x: Tensor) -> Tensor:
+    # Above 40, where it gives x, exp(-x) is less than what float64 rounds off.
+    out: Tensor = softplus(x, threshold=40)
+    return out
 
 
 class _PairsStep:
     """Labels and weights of any kind: the core's own formula, tile by tile."""
 
-    sign = 1
+    def __init__(self, pairs: Pairs, rows: Tensor, columns: Tensor) -> None:
+        self._pairs, self._rows, self._columns = pairs, rows, columns
 
-    def __init__(self, total: int, pairs: Pairs, rows: Tensor, columns: Tensor) -> None:
-        self._total, self._pairs = total, pairs
-        self._rows, self._columns = rows, columns
-
-    def __call__(self, block: Tensor, images: slice, texts: slice, *, gradients: bool) -> Tensor:
-        """The loss of a tile; block[0], sign logits, becomes the loss's derivative by it."""
-        targets = self._pairs(self._rows[images], self._columns[texts])
-        nll, dlogits = pair_nll(block[0], targets)
-        if gradients:
-            torch.div(dlogits, self._total, out=block[0])
-        loss: Tensor = nll.sum() / self._total
+    def __call__(self, block: Tensor, images: slice, texts: slice) -> Tensor:
+        """The loss of a tile with the logits block[0], whose derivative becomes block[1]."""
+        nll, dlogits = pair_nll(block[0], self._pairs(self._rows[images], self._columns[texts]))
+        block[1] = dlogits
+        loss: Tensor = nll.sum()
         return loss
 
 
 def _step(
-    zimg: Tensor,
-    ztxt: Tensor,
-    b: Tensor,
-    total: int,
-    pairs: Pairs,
-    rows: Tensor | None,
-    columns: Tensor | None,
+    zimg: Tensor, ztxt: Tensor, pairs: Pairs, rows: Tensor | None, columns: Tensor | None
 ) -> _DiagonalStep | _PairsStep:
     if pairs is diagonal:
         starts = _start(zimg, rows), _start(ztxt, columns)
         if starts[0] is not None and starts[1] is not None:
-            return _DiagonalStep(b, total, starts[0] - starts[1])
-    return _PairsStep(total, pairs, indices(zimg, rows), indices(ztxt, columns))
+            return _DiagonalStep(starts[0] - starts[1])
+    return _PairsStep(pairs, indices(zimg, rows), indices(ztxt, columns))
 
 
 def _start(z: Tensor, given: Tensor | None) -> int | None:

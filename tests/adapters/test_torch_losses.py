@@ -91,6 +91,28 @@ def test_a_block_of_a_larger_batch_has_its_matches_wherever_they_are(
         torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.parametrize("b", [-300.0, -12.0, -2.0, 0.0, 3.0, 300.0])
+@pytest.mark.parametrize("t_prime", [0.0, np.log(10), np.log(120)])
+def test_a_mismatch_counts_whether_its_probability_is_tiny_or_one(t_prime, b):
+    zimg, ztxt, *_ = inputs(n=64, m=64)
+    for dtype, rtol in ((torch.float64, 1e-12), (torch.float32, 2e-5)):
+        scalars = (torch.tensor(x, dtype=dtype) for x in (t_prime, b))
+        arguments = (zimg.to(dtype), ztxt.to(dtype), *scalars)
+        got = tiled_sigmoid_loss(*arguments)
+        want = losses.tiled_sigmoid_loss(*(x.double() for x in arguments))
+        assert abs(got[0] - want[0]) <= rtol / 10 * want[0]
+        for found, wanted in zip(got[1], want[1], strict=True):
+            assert (found - wanted).abs().max() <= rtol * wanted.abs().max()
+
+
+@pytest.mark.parametrize("odd", [float("inf"), float("-inf"), float("nan")])
+def test_a_loss_that_is_no_number_is_not_hidden(odd):
+    zimg, ztxt, t_prime, _ = inputs(n=64, m=64)
+    assert not tiled_sigmoid_loss(zimg, ztxt, t_prime, torch.tensor(odd).double())[0].isfinite()
+    zimg[3, 2] = odd
+    assert not tiled_sigmoid_loss(zimg, ztxt, t_prime, torch.tensor(-10.0).double())[0].isfinite()
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_results_have_the_dtypes_of_the_core(dtype):
     arguments = inputs(dtype=dtype)
@@ -284,17 +306,18 @@ def peak_bytes(run):
     return most
 
 
+@pytest.mark.parametrize(("b", "tiles"), [(-10.0, 3), (0.0, 5)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_memory_beside_inputs_and_outputs_does_not_grow_with_the_batch(dtype):
+def test_memory_beside_inputs_and_outputs_does_not_grow_with_the_batch(dtype, b, tiles):
     tile, d = 64, 24
     width = torch.finfo(dtype).bits // 8
     extra = []
     for n in (128, 256, 1024):
-        arguments = inputs(n=n, m=n, d=d, dtype=dtype)
+        arguments = (*inputs(n=n, m=n, d=d, dtype=dtype)[:3], torch.tensor(b, dtype=dtype))
         outputs = 2 * n * d * width
         extra.append(peak_bytes(lambda a=arguments: tiled_sigmoid_loss(*a, tile=tile)) - outputs)
-    two_tiles_and_two_of_rows = (2 * tile**2 + 2 * tile * d) * width
-    assert all(0 < bytes_ < two_tiles_and_two_of_rows + 4096 for bytes_ in extra)
+    tiles_and_two_of_rows = (tiles * tile**2 + 2 * tile * d) * width
+    assert all(0 < bytes_ < tiles_and_two_of_rows + 4096 for bytes_ in extra)
     assert all(abs(x - y) < 1024 for x, y in pairwise(extra))
 
 
