@@ -12,16 +12,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from siglip_ref.encoders.mlp import MlpParams, MlpResiduals, mlp_bwd
 from siglip_ref.fused import formula_of, register_form
 from siglip_ref.primitives import (
+    DenseParams,
     LayerNormParams,
+    dense_bwd,
+    dense_fwd,
     dot_product_attention_bwd,
     dot_product_attention_fwd,
-    gelu_tanh_bwd,
-    gelu_tanh_fwd,
     layer_norm_bwd,
     layer_norm_fwd,
 )
+from siglip_ref.primitives.dense import DenseResiduals
 from siglip_ref.primitives.dot_product_attention import DotProductAttentionResiduals
 from siglip_ref.primitives.gelu_tanh import gelu_tanh
 from siglip_ref.primitives.layer_norm import LayerNormResiduals
@@ -45,12 +48,6 @@ class HostArray(np.ndarray[Any, Any]):
     __array_priority__ = 1.0  # what is made of it and plain arrays is of its type
 
 
-class GeluSlope(NamedTuple):
-    """The derivative of each element, formed along with the function."""
-
-    slope: Float[Array, "*shape"]
-
-
 class SummedAttentionResiduals(NamedTuple):
     """The core's, then the output and the sums of each row's exponentials."""
 
@@ -59,6 +56,18 @@ class SummedAttentionResiduals(NamedTuple):
     value: Float[Array, "n h m k"]
     out: Float[Array, "n h l k"]
     sums: Float[Array, "n h l 1"]
+
+
+def dense_fwd_form(
+    x: Float[Array, "*batch d_in"], params: DenseParams
+) -> tuple[Array, DenseResiduals]:
+    """`dense_fwd` that adds the bias in place."""
+    kernel, bias = params["kernel"], params["bias"]
+    if not _fits(x, kernel, bias):
+        return formula_of(dense_fwd)(x, params)
+    out = x.reshape(-1, x.shape[-1]) @ kernel
+    out += bias
+    return out.reshape(*x.shape[:-1], kernel.shape[1]), DenseResiduals(x, params)
 
 
 def gelu_tanh_form(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -71,19 +80,31 @@ def gelu_tanh_form(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return out.view(HostArray)
 
 
-def gelu_tanh_fwd_form(x: Float[Array, "*shape"]) -> tuple[Array, Array | GeluSlope]:
-    """`gelu_tanh_fwd` with the slope s (1 + x (1 - s) v'), which shares its s with the function."""
-    if not _fits(x):
-        return formula_of(gelu_tanh_fwd)(x)
-    slope, out = (np.empty(x.shape, dtype=x.dtype) for _ in range(2))
-    for part in _blocks(x, slope, out):
-        _function_and_slope(*part)
-    return out.view(HostArray), GeluSlope(slope.view(HostArray))
-
-
-def gelu_tanh_bwd_form(res: Array | GeluSlope, dout: Float[Array, "*shape"]) -> Array:
-    """`gelu_tanh_bwd` by the slope that is there already."""
-    return res.slope * dout if isinstance(res, GeluSlope) else formula_of(gelu_tanh_bwd)(res, dout)
+def mlp_bwd_form(res: MlpResiduals, dout: Float[Array, "*batch d"]) -> tuple[Array, MlpParams]:
+    """`mlp_bwd` with one pass for GELU and its derivative, which share their sigmoid."""
+    hidden, kernel = res.hidden, res.dense_1["kernel"]
+    if not _fits(hidden, kernel, dout):
+        return formula_of(mlp_bwd)(res, dout)
+    dout = dout.reshape(-1, dout.shape[-1])
+    activated, dhidden = np.empty(hidden.shape, dtype=hidden.dtype), dout @ kernel.T
+    for x, out, gradient in _blocks(hidden, activated, dhidden):
+        slope = np.multiply(x, x)
+        s = _one_plus_exp(x, slope.copy())
+        np.divide(1, s, out=s)
+        # s (1 + x (1 - s) v')
+        slope *= 3 * _SLOPE * _CUBIC
+        slope += _SLOPE
+        slope *= np.subtract(1, s, out=out)
+        slope *= x
+        slope += 1
+        slope *= s
+        np.multiply(gradient, slope, out=gradient)
+        np.multiply(x, s, out=out)
+    dense_1 = DenseParams(
+        kernel=activated.reshape(len(dout), -1).T @ dout, bias=np.sum(dout, axis=0)
+    )
+    dx, dense_0 = dense_bwd(res.dense_0, dhidden.reshape(hidden.shape))
+    return dx, MlpParams(dense_0=dense_0, dense_1=dense_1)
 
 
 def layer_norm_fwd_form(
@@ -185,9 +206,9 @@ def dot_product_attention_bwd_form(
 
 
 FORMS: dict[Callable[..., Any], Callable[..., Any]] = {
+    dense_fwd: dense_fwd_form,
     gelu_tanh: gelu_tanh_form,
-    gelu_tanh_fwd: gelu_tanh_fwd_form,
-    gelu_tanh_bwd: gelu_tanh_bwd_form,
+    mlp_bwd: mlp_bwd_form,
     layer_norm_fwd: layer_norm_fwd_form,
     layer_norm_bwd: layer_norm_bwd_form,
     dot_product_attention_fwd: dot_product_attention_fwd_form,
@@ -199,20 +220,6 @@ def register_forms() -> None:
     """Let the core use these forms for arrays of this type."""
     for operation, form in FORMS.items():
         register_form(operation, HostArray, form)
-
-
-def _function_and_slope(x: Floats, slope: Floats, out: Floats) -> None:
-    """Put s (1 + x (1 - s) v') into `slope` and s x into `out`."""
-    np.multiply(x, x, out=slope)
-    s = _one_plus_exp(x, slope.copy())
-    np.divide(1, s, out=s)
-    slope *= 3 * _SLOPE * _CUBIC
-    slope += _SLOPE
-    slope *= np.subtract(1, s, out=out)
-    slope *= x
-    slope += 1
-    slope *= s
-    np.multiply(x, s, out=out)
 
 
 def _one_plus_exp(x: Floats, square: Floats) -> Floats:

@@ -10,16 +10,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from siglip_ref.encoders.mlp import MlpParams, MlpResiduals, mlp_bwd
 from siglip_ref.fused import formula_of, register_form
 from siglip_ref.primitives import (
     DenseParams,
     LayerNormParams,
+    dense_bwd,
     dense_fwd,
     dot_product_attention_bwd,
     dot_product_attention_fwd,
     embed_bwd,
-    gelu_tanh_bwd,
-    gelu_tanh_fwd,
     layer_norm_bwd,
     layer_norm_fwd,
 )
@@ -30,7 +30,7 @@ from siglip_ref.primitives.gelu_tanh import gelu_tanh
 from siglip_ref.primitives.layer_norm import LayerNormResiduals
 from siglip_ref.types import Array, Float
 
-BLOCK = 2**18
+BLOCK = 2**16
 """Elements of GELU worked on at a time, so that the steps between stay in the cache."""
 
 WIDE = torch.float32, torch.float64
@@ -55,12 +55,6 @@ class NativeLayerNormResiduals(NamedTuple):
         return (self.centred - self.mean) * self.inv_std
 
 
-class GeluSlope(NamedTuple):
-    """The derivative of each element, formed along with the function."""
-
-    slope: Float[Tensor, "*shape"]
-
-
 class FlashAttentionResiduals(NamedTuple):
     """The core's, then the output and the logarithm of each row's sum of exponentials."""
 
@@ -74,11 +68,11 @@ class FlashAttentionResiduals(NamedTuple):
 def dense_fwd_form(
     x: Float[Tensor, "*batch d_in"], params: DenseParams
 ) -> tuple[Float[Tensor, "*batch d_out"], DenseResiduals]:
-    """`dense_fwd` that adds the bias within the product."""
+    """`dense_fwd` that adds the bias in place."""
     kernel, bias = params["kernel"], params["bias"]
     if not _fits(x, kernel, bias):
         return formula_of(dense_fwd)(x, params)
-    out = torch.addmm(bias, x.reshape(-1, x.shape[-1]), kernel)
+    out = torch.mm(x.reshape(-1, x.shape[-1]), kernel).add_(bias)
     return out.reshape(*x.shape[:-1], kernel.shape[1]), DenseResiduals(x, params)
 
 
@@ -120,24 +114,24 @@ def gelu_tanh_form(x: Float[Tensor, "*shape"]) -> Float[Array, "*shape"]:
     return out
 
 
-def gelu_tanh_fwd_form(x: Float[Tensor, "*shape"]) -> tuple[Tensor, Tensor | GeluSlope]:
-    """`gelu_tanh_fwd` with the slope s + s (1 - s) x v', which shares its s with the function."""
-    if not _fits(x):
-        return formula_of(gelu_tanh_fwd)(x)
-    slope, out = (torch.empty(x.shape, dtype=x.dtype) for _ in range(2))
-    for given, rising, found in _blocks(x, slope, out):
-        s = _sigmoid(given, out=found)
-        torch.addcmul(_slope(given), given, given, value=3 * _SLOPE * _CUBIC, out=rising)
-        rising.mul_(given)
-        _aten.sigmoid_backward.grad_input(rising, s, grad_input=rising)
-        rising.add_(s)
-        found.mul_(given)
-    return out, GeluSlope(slope)
-
-
-def gelu_tanh_bwd_form(res: Tensor | GeluSlope, dout: Float[Tensor, "*shape"]) -> Tensor:
-    """`gelu_tanh_bwd` by the slope that is there already."""
-    return res.slope * dout if isinstance(res, GeluSlope) else formula_of(gelu_tanh_bwd)(res, dout)
+def mlp_bwd_form(res: MlpResiduals, dout: Float[Tensor, "*batch d"]) -> tuple[Tensor, MlpParams]:
+    """`mlp_bwd` with one pass for GELU and its derivative, which share their sigmoid."""
+    hidden, kernel = res.hidden, res.dense_1["kernel"]
+    if hidden.dtype not in WIDE or not _fits(hidden, kernel, dout):
+        return formula_of(mlp_bwd)(res, dout)
+    dout = dout.reshape(-1, dout.shape[-1])
+    activated, dhidden = torch.empty(hidden.shape, dtype=hidden.dtype), torch.mm(dout, kernel.T)
+    for x, out, gradient in _blocks(hidden, activated, dhidden):
+        s = _sigmoid(x, out=out)
+        # s + s (1 - s) x v'
+        slope = torch.addcmul(_slope(x), x, x, value=3 * _SLOPE * _CUBIC).mul_(x)
+        _aten.sigmoid_backward.grad_input(slope, s, grad_input=slope)
+        gradient.mul_(slope.add_(s))
+        out.mul_(x)
+    rows = activated.reshape(len(dout), -1)
+    dense_1 = DenseParams(kernel=torch.mm(rows.T, dout), bias=dout.sum(0))
+    dx, dense_0 = dense_bwd(res.dense_0, dhidden.reshape(hidden.shape))
+    return dx, MlpParams(dense_0=dense_0, dense_1=dense_1)
 
 
 def embed_bwd_form(res: EmbedResiduals, dout: Float[Tensor, "n l d"]) -> Float[Array, "v d"]:
@@ -176,8 +170,7 @@ FORMS: dict[Callable[..., Any], Callable[..., Any]] = {
     layer_norm_bwd: layer_norm_bwd_form,
     embed_bwd: embed_bwd_form,
     gelu_tanh: gelu_tanh_form,
-    gelu_tanh_fwd: gelu_tanh_fwd_form,
-    gelu_tanh_bwd: gelu_tanh_bwd_form,
+    mlp_bwd: mlp_bwd_form,
     dot_product_attention_fwd: dot_product_attention_fwd_form,
     dot_product_attention_bwd: dot_product_attention_bwd_form,
 }

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple, TypedDict
 
+from siglip_ref.fused import fusable
 from siglip_ref.primitives import (
     DenseParams,
     dense_bwd,
@@ -41,6 +42,7 @@ def mlp_fwd(
     return out, MlpResiduals(dense_0, hidden, params["dense_1"])
 
 
+@fusable
 def mlp_bwd(
     res: MlpResiduals, dout: Float[Array, "*batch d"]
 ) -> tuple[Float[Array, "*batch d"], MlpParams]:

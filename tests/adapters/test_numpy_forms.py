@@ -11,19 +11,20 @@ from hypothesis import strategies as st
 import siglip_ref as sr
 from siglip_numpy import ThreadedNumpyBackend
 from siglip_numpy.forms import BLOCK, FORMS, LARGEST_SCORE, HostArray
+from siglip_ref.encoders.mlp import MlpResiduals, mlp_bwd, mlp_fwd
 from siglip_ref.fused import formula_of, register_form
 from siglip_ref.primitives import (
     dot_product_attention_bwd,
     dot_product_attention_fwd,
     gelu_tanh_bwd,
-    gelu_tanh_fwd,
     layer_norm_bwd,
     layer_norm_fwd,
 )
+from siglip_ref.primitives.dense import DenseResiduals
 from siglip_ref.primitives.gelu_tanh import gelu_tanh
 from siglip_ref.tree import flatten, tree_map
 from siglip_spec import check_subject
-from strategies import random_params, seeds, tower_configs
+from strategies import mlp_params, random_params, seeds, tower_configs
 from subjects.core import CoreSubject
 
 BACKEND = ThreadedNumpyBackend()
@@ -61,15 +62,38 @@ def test_the_vectors_of_the_kit_are_met(dtype):
 
 
 @given(sizes, seeds)
-def test_gelu_and_its_gradient_are_the_formulas_whatever_the_blocks(size, seed):
+def test_gelu_and_its_slope_are_the_formulas_whatever_the_blocks(size, seed):
+    x = 4 * np.random.default_rng(seed).standard_normal(size)
+    x.flags.writeable = False
+    function, slope = function_and_slope(x)
+    assert_near(function, formula_of(gelu_tanh)(x))
+    assert_near(gelu_tanh(x.view(HostArray)), function)
+    # 1 - s loses digits where s is near 1, in the formula and in the form.
+    assert_near(slope, formula_of(gelu_tanh_bwd)(x, np.ones_like(x)), 4)
+
+
+def function_and_slope(x):
+    """GELU and its derivative, as the gradients of a perceptron with one input and output."""
+    one, ones = hosted(np.ones((1, 1), dtype=x.dtype)), hosted(np.ones_like(x))
+    dense_0 = DenseResiduals(one, {"kernel": ones[None], "bias": ones})
+    dense_1 = {"kernel": ones[:, None], "bias": one[0]}
+    _, gradients = mlp_bwd(MlpResiduals(dense_0, hosted(x)[None], dense_1), one)
+    return gradients["dense_1"]["kernel"][:, 0], gradients["dense_0"]["bias"]
+
+
+@given(seeds, st.integers(1, 9), st.integers(1, 9), st.integers(1, 9))
+def test_the_perceptron_and_its_gradients_are_the_formulas(seed, n, d, f):
     rng = np.random.default_rng(seed)
-    x, dout = 4 * rng.standard_normal(size), rng.standard_normal(size)
-    for array in (x, dout):
-        array.flags.writeable = False
-    out, res = gelu_tanh_fwd(x.view(HostArray))
-    assert_near(out, formula_of(gelu_tanh_fwd)(x)[0])
-    assert_near(gelu_tanh(x.view(HostArray)), out)
-    assert_near(gelu_tanh_bwd(res, dout.view(HostArray)), formula_of(gelu_tanh_bwd)(x, dout))
+    x, dout = rng.standard_normal((2, 2, n, d))
+    params = mlp_params(rng, d, f)
+    out, res = mlp_fwd(hosted(x), tree_map(hosted, params))
+    want_out, want_res = mlp_fwd(x, params)
+    assert_near(out, want_out, 8)
+    dx, got = mlp_bwd(res, hosted(dout))
+    want_dx, want = formula_of(mlp_bwd)(want_res, dout)
+    assert_near(dx, want_dx, 8)
+    for path, leaf in flatten(want).items():
+        assert_near(flatten(got)[path], leaf, 8)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -78,14 +102,13 @@ def test_gelu_keeps_its_tails(dtype):
     # The formula stops at the smallest exponential, e / max, where the form goes on to 0.
     end = 1.1 * 200 * math.e / np.finfo(dtype).max
     with np.errstate(under="ignore"):
-        (got, res), want = gelu_tanh_fwd(x.view(HostArray)), formula_of(gelu_tanh_fwd)(x)[0]
+        (function, slope), want = function_and_slope(x), formula_of(gelu_tanh)(x)
         # At x = -12 the exponent is -143, and its rounding 143 times that of the exponential.
-        np.testing.assert_allclose(got, want, rtol=2 * 143 * np.finfo(dtype).eps, atol=end)
-        slopes = gelu_tanh_bwd(res, np.ones_like(x).view(HostArray))
+        np.testing.assert_allclose(function, want, rtol=2 * 143 * np.finfo(dtype).eps, atol=end)
         wanted = formula_of(gelu_tanh_bwd)(x, np.ones_like(x))
         steepest = 2 * math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * 200**2)
         tolerance = {"rtol": 200 * np.finfo(dtype).eps, "atol": end * steepest}
-        np.testing.assert_allclose(slopes, wanted, **tolerance)
+        np.testing.assert_allclose(slope, wanted, **tolerance)
 
 
 @given(seeds, st.integers(1, 9), st.sampled_from([2, 7, BLOCK // 4]))
