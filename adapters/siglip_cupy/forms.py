@@ -70,14 +70,14 @@ def layer_norm_fwd_form(
     ends = (out, normalized, inv_std, x.size // d, d)
     args = (contiguous(x), contiguous(scale), contiguous(bias), float(eps), *ends)
     _launch("layer_norm_fwd", x, _row_blocks(x), args)
-    return out, LayerNormResiduals(normalized, inv_std, scale)
+    return out, LayerNormResiduals(normalized, inv_std, params)
 
 
 def layer_norm_bwd_form(
     res: LayerNormResiduals, dout: Float[Array, "*batch d"]
 ) -> tuple[Array, LayerNormParams]:
     """`layer_norm_bwd` in two kernels, for the rows and for the columns, and a sum over chunks."""
-    normalized, inv_std, scale = res
+    normalized, inv_std, scale = res.normalized, res.inv_std, res.params["scale"]
     if not _kernels_fit(normalized, scale, dout):
         return formula_of(layer_norm_bwd)(res, dout)
     d, wide = dout.shape[-1], WIDE[str(dout.dtype)]

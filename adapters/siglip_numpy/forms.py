@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from siglip_ref.encoders.block import block_bwd, block_fwd
+from siglip_ref.encoders.lean_block import lean_backward, lean_forward
 from siglip_ref.encoders.mlp import MlpParams, MlpResiduals, mlp_bwd
 from siglip_ref.fused import formula_of, register_form
 from siglip_ref.primitives import (
@@ -27,7 +29,7 @@ from siglip_ref.primitives import (
 from siglip_ref.primitives.dense import DenseResiduals
 from siglip_ref.primitives.dot_product_attention import DotProductAttentionResiduals
 from siglip_ref.primitives.gelu_tanh import gelu_tanh
-from siglip_ref.primitives.layer_norm import LayerNormResiduals
+from siglip_ref.primitives.layer_norm import LayerNormResiduals, layer_norm_out
 from siglip_ref.types import Array, Float
 
 Floats = NDArray[np.floating[Any]]
@@ -125,15 +127,27 @@ def layer_norm_fwd_form(
         np.multiply(centred, inverse, out=centred)
         np.multiply(centred, scale, out=found)
         np.add(found, bias, out=found)
-    res = (normalized.view(HostArray), inv_std.view(HostArray), params["scale"])
-    return out.view(HostArray), LayerNormResiduals(*res)
+    res = LayerNormResiduals(normalized.view(HostArray), inv_std.view(HostArray), params)
+    return out.view(HostArray), res
+
+
+def layer_norm_out_form(res: LayerNormResiduals) -> Array:
+    """`layer_norm_out`, some rows at a time."""
+    scale, bias = (np.asarray(res.params[name]) for name in ("scale", "bias"))
+    if not _fits(res.normalized, scale, bias):
+        return formula_of(layer_norm_out)(res)
+    out = np.empty(res.normalized.shape, dtype=res.normalized.dtype)
+    for normalized, found in _row_blocks(res.normalized, out):
+        np.multiply(normalized, scale, out=found)
+        np.add(found, bias, out=found)
+    return out.view(HostArray)
 
 
 def layer_norm_bwd_form(
     res: LayerNormResiduals, dout: Float[Array, "*batch d"]
 ) -> tuple[Array, LayerNormParams]:
     """`layer_norm_bwd`, some rows at a time."""
-    normalized, inv_std, scale = res
+    normalized, inv_std, scale = res.normalized, res.inv_std, res.params["scale"]
     if not _fits(normalized, scale, dout):
         return formula_of(layer_norm_bwd)(res, dout)
     scale = np.asarray(scale)
@@ -209,7 +223,10 @@ FORMS: dict[Callable[..., Any], Callable[..., Any]] = {
     dense_fwd: dense_fwd_form,
     gelu_tanh: gelu_tanh_form,
     mlp_bwd: mlp_bwd_form,
+    block_fwd: lean_forward,
+    block_bwd: lean_backward,
     layer_norm_fwd: layer_norm_fwd_form,
+    layer_norm_out: layer_norm_out_form,
     layer_norm_bwd: layer_norm_bwd_form,
     dot_product_attention_fwd: dot_product_attention_fwd_form,
     dot_product_attention_bwd: dot_product_attention_bwd_form,

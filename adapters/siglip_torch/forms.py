@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from siglip_ref.encoders.block import BlockParams, BlockResiduals, block_bwd, block_fwd
+from siglip_ref.encoders.lean_block import lean_backward, lean_forward
 from siglip_ref.encoders.mlp import MlpParams, MlpResiduals, mlp_bwd
 from siglip_ref.fused import formula_of, register_form
 from siglip_ref.primitives import (
@@ -27,7 +29,7 @@ from siglip_ref.primitives.dense import DenseResiduals
 from siglip_ref.primitives.dot_product_attention import DotProductAttentionResiduals
 from siglip_ref.primitives.embed import EmbedResiduals
 from siglip_ref.primitives.gelu_tanh import gelu_tanh
-from siglip_ref.primitives.layer_norm import LayerNormResiduals
+from siglip_ref.primitives.layer_norm import LayerNormResiduals, layer_norm_out
 from siglip_ref.types import Array, Float
 
 BLOCK = 2**16
@@ -48,11 +50,7 @@ class NativeLayerNormResiduals(NamedTuple):
     mean: Float[Tensor, "*batch 1"]
     inv_std: Float[Tensor, "*batch 1"]
     params: LayerNormParams
-
-    @property
-    def normalized(self) -> Float[Tensor, "*batch d"]:
-        """The field of this name of the core's residuals."""
-        return (self.centred - self.mean) * self.inv_std
+    eps: Float[Tensor, ""]
 
 
 class FlashAttentionResiduals(NamedTuple):
@@ -87,7 +85,18 @@ def layer_norm_fwd_form(
         return formula_of(layer_norm_fwd)(x, params, eps)
     centred = x - x.mean(-1, keepdim=True)
     out, mean, inv_std = _aten.native_layer_norm(centred, scale.shape, scale, bias, eps)
-    return out, NativeLayerNormResiduals(centred, mean, inv_std, params)
+    kept = torch.tensor(eps, dtype=torch.float64)
+    return out, NativeLayerNormResiduals(centred, mean, inv_std, params, kept)
+
+
+def layer_norm_out_form(res: LayerNormResiduals | NativeLayerNormResiduals) -> Tensor:
+    """`layer_norm_out` by the kernel of the forward pass, to the last bit."""
+    if isinstance(res, LayerNormResiduals):
+        out: Tensor = formula_of(layer_norm_out)(res)
+        return out
+    scale, bias = res.params["scale"], res.params["bias"]
+    out, *_ = _aten.native_layer_norm(res.centred, scale.shape, scale, bias, float(res.eps))
+    return out
 
 
 def layer_norm_bwd_form(
@@ -96,7 +105,7 @@ def layer_norm_bwd_form(
     """`layer_norm_bwd` in one kernel."""
     if isinstance(res, LayerNormResiduals):
         return formula_of(layer_norm_bwd)(res, dout)
-    centred, mean, inv_std, params = res
+    centred, mean, inv_std, params, _ = res
     scale, bias = params["scale"], params["bias"]
     dx, dscale, dbias = _aten.native_layer_norm_backward(
         dout.contiguous(), centred, scale.shape, mean, inv_std, scale, bias, [True, True, True]
@@ -164,13 +173,24 @@ def dot_product_attention_bwd_form(
     return dquery, dkey, dvalue
 
 
+def block_fwd_form(
+    x: Float[Tensor, "n l d"], params: BlockParams, num_heads: int, eps: float
+) -> tuple[Float[Array, "n l d"], BlockResiduals]:
+    """`block_fwd` that keeps no output of its normalisations."""
+    form = lean_forward if _fits(x) else formula_of(block_fwd)
+    return form(x, params, num_heads, eps)
+
+
 FORMS: dict[Callable[..., Any], Callable[..., Any]] = {
     dense_fwd: dense_fwd_form,
     layer_norm_fwd: layer_norm_fwd_form,
+    layer_norm_out: layer_norm_out_form,
     layer_norm_bwd: layer_norm_bwd_form,
     embed_bwd: embed_bwd_form,
     gelu_tanh: gelu_tanh_form,
     mlp_bwd: mlp_bwd_form,
+    block_fwd: block_fwd_form,
+    block_bwd: lean_backward,
     dot_product_attention_fwd: dot_product_attention_fwd_form,
     dot_product_attention_bwd: dot_product_attention_bwd_form,
 }

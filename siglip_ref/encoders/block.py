@@ -3,6 +3,7 @@
 from typing import NamedTuple, TypedDict
 
 from siglip_ref.encoders.mlp import MlpParams, MlpResiduals, mlp_bwd, mlp_fwd, mlp_probe
+from siglip_ref.fused import fusable
 from siglip_ref.primitives import (
     AttentionParams,
     LayerNormParams,
@@ -13,7 +14,7 @@ from siglip_ref.primitives import (
     multi_head_attention_fwd,
 )
 from siglip_ref.primitives.dot_product_attention import attention_weights
-from siglip_ref.primitives.layer_norm import LayerNormResiduals
+from siglip_ref.primitives.layer_norm import LayerNormResiduals, layer_norm_out
 from siglip_ref.primitives.multi_head_attention import AttentionResiduals
 from siglip_ref.types import Array, Float
 
@@ -36,6 +37,7 @@ class BlockResiduals(NamedTuple):
     mlp: MlpResiduals
 
 
+@fusable
 def block_fwd(
     x: Float[Array, "n l d"], params: BlockParams, num_heads: int, eps: float
 ) -> tuple[Float[Array, "n l d"], BlockResiduals]:
@@ -53,6 +55,7 @@ def block_fwd(
     return y + out, BlockResiduals(ln_0, attn, ln_1, mlp)
 
 
+@fusable
 def block_bwd(
     res: BlockResiduals, dout: Float[Array, "n l d"]
 ) -> tuple[Float[Array, "n l d"], BlockParams]:
@@ -73,11 +76,11 @@ def block_probes(x: Float[Array, "n l d"], res: BlockResiduals) -> dict[str, Arr
     attended, _ = dense_fwd(*res.attn.out)
     expanded = mlp_probe(res.mlp)
     return {
-        "ln_0": res.attn.query.x,
+        "ln_0": layer_norm_out(res.ln_0),
         "attn/weights": attention_weights(res.attn.attention.query, res.attn.attention.key),
         "attn": attended,
         "+attn": x + attended,
-        "ln_1": res.mlp.dense_0.x,
+        "ln_1": layer_norm_out(res.ln_1),
         "mlp": expanded,
         "+mlp": (x + attended) + expanded,
     }

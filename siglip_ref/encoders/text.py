@@ -20,6 +20,7 @@ from siglip_ref.primitives import (
 )
 from siglip_ref.primitives.dense import DenseResiduals
 from siglip_ref.primitives.embed import EmbedResiduals
+from siglip_ref.primitives.layer_norm import layer_norm_out
 from siglip_ref.types import Array, Float, Int
 
 
@@ -108,8 +109,7 @@ def text_probes(
     pooled, res = text_fwd(tokens, params, config)
     vectors, _ = embed_fwd(*res.embed)
     embedded = vectors + params["pos_embedding"]
-    normalized = res.encoder.norm.normalized * params["encoder_norm"]["scale"]
-    normalized = normalized + params["encoder_norm"]["bias"]
+    normalized = layer_norm_out(res.encoder.norm)
     return {
         "embed": vectors,
         "embedded": embedded,

@@ -17,11 +17,11 @@ class LayerNormParams(TypedDict):
 
 
 class LayerNormResiduals(NamedTuple):
-    """What `layer_norm_bwd` needs from `layer_norm_fwd`: x̂ and 1/σ of each row, and the scale."""
+    """What `layer_norm_bwd` needs from `layer_norm_fwd`: x̂ and 1/σ of each row."""
 
     normalized: Float[Array, "*batch d"]
     inv_std: Float[Array, "*batch 1"]
-    scale: Float[Array, " d"]
+    params: LayerNormParams
 
 
 @fusable
@@ -43,8 +43,14 @@ def layer_norm_fwd(
     variance = xp.mean(centred * centred, axis=-1, keepdims=True)
     inv_std = 1 / xp.sqrt(variance + eps)
     normalized = cast_like(centred * inv_std, x)
-    out = normalized * params["scale"] + params["bias"]
-    return out, LayerNormResiduals(normalized, inv_std, params["scale"])
+    res = LayerNormResiduals(normalized, inv_std, params)
+    return layer_norm_out(res), res
+
+
+@fusable
+def layer_norm_out(res: LayerNormResiduals) -> Float[Array, "*batch d"]:
+    """x̂ scale + bias: the output once more, to the last bit."""
+    return res.normalized * res.params["scale"] + res.params["bias"]
 
 
 @fusable
@@ -57,7 +63,7 @@ def layer_norm_bwd(
     """
     xp = array_namespace(dout)
     normalized, wide = at_least_float32(res.normalized), at_least_float32(dout)
-    dnormalized = wide * res.scale
+    dnormalized = wide * res.params["scale"]
     dx = res.inv_std * (
         dnormalized
         - xp.mean(dnormalized, axis=-1, keepdims=True)

@@ -44,9 +44,7 @@ def test_other_arrays_and_named_arguments_take_the_formula():
 def test_residuals_count_by_their_first_array():
     assert undone((elsewhere([1.0]), None), None) == "form"
     assert undone(((elsewhere([1.0]),), None), None) == "form"
-    assert undone(LayerNormResiduals(np.ones((1, 1)), np.ones((1, 1)), np.ones(1)), None) == (
-        "formula"
-    )
+    assert undone(LayerNormResiduals(np.ones((1, 1)), np.ones((1, 1)), {}), None) == ("formula")
     assert undone((), None) == "formula"
 
 
