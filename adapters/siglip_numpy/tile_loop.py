@@ -38,6 +38,8 @@ class Share(NamedTuple):
 
     nll: float
     dlogits: float
+    dt_prime: float = 0.0
+    """Of all pairs of the tile's images, from the last of their tiles."""
 
 
 def tiled_sigmoid_loss(
@@ -74,15 +76,16 @@ def tiled_sigmoid_loss(
         list(tiles("tile", len(z), smaller(tile, len(z)))) for z in (zimg, ztxt)
     )
     buffers = Buffers(wide)
-    begun: set[tuple[str, int]] = set()
+    images_done, texts_done = [0] * len(image_tiles), [0] * len(text_tiles)
 
-    def add_product(side: str, tile: int, x: Floats, y: Floats, out: Floats) -> None:
-        """Add x y to what the earlier tiles gave, or begin with it."""
-        if (side, tile) in begun:
-            out += np.matmul(x, y, out=buffers.take("embeddings", *out.shape))
+    def add_product(x: Floats, y: Floats, dz: Floats, *, first: bool, last: bool) -> None:
+        """Add x y to a gradient, begin it with x y, and scale it when nothing more is to come."""
+        if first:
+            np.matmul(x, y, out=dz)
         else:
-            np.matmul(x, y, out=out)
-            begun.add((side, tile))
+            dz += np.matmul(x, y, out=buffers.take("embeddings", *dz.shape))
+        if last:
+            dz *= t / total
 
     def work(place: tuple[int, int]) -> Share:
         image_tile, text_tile = image_tiles[place[0]], text_tiles[place[1]]
@@ -99,26 +102,20 @@ def tiled_sigmoid_loss(
             each, dlogits = pair_nll(logits, pairs(rows[image_tile], columns[text_tile]))
             logits[...] = dlogits
             share = Share(float(np.sum(each)), float(np.sum(logits)))
-        add_product("images", place[0], logits, texts, dzimg[image_tile])
-        add_product("texts", place[1], logits.T, images, dztxt[text_tile])
-        return share
+        dimages, dtexts = dzimg[image_tile], dztxt[text_tile]
+        row, column = images_done[place[0]], texts_done[place[1]]
+        images_done[place[0]], texts_done[place[1]] = row + 1, column + 1
+        last = row + 1 == len(text_tiles), column + 1 == len(image_tiles)
+        add_product(logits, texts, dimages, first=row == 0, last=last[0])
+        add_product(logits.T, images, dtexts, first=column == 0, last=last[1])
+        # In float64 too: n·d products of both signs cancel to what is often a small number.
+        return share._replace(dt_prime=float(np.vdot(images, dimages))) if last[0] else share
 
     # Python's floats: sums over tiles in float64, whatever the tiles are in.
-    nll = db = 0.0
+    nll = db = dt_prime = 0.0
     for places in disjoint_places(len(image_tiles), len(text_tiles)):
         for share in parallel_map(work, places):
-            nll, db = nll + share.nll, db + share.dlogits
-
-    def finish(pair: tuple[Floats, Floats]) -> float:
-        z, dz = pair
-        dz *= t / total
-        return float(np.vdot(z.astype(wide, copy=False), dz))
-
-    of_images = [(zimg[tile], dzimg[tile]) for tile in image_tiles]
-    of_texts = [(ztxt[tile], dztxt[tile]) for tile in text_tiles]
-    inner = list(parallel_map(finish, [*of_images, *of_texts]))
-    # In float64 too: n·d products of both signs cancel to what is often a small number.
-    dt_prime = sum(inner[: len(of_images)])
+            nll, db, dt_prime = nll + share.nll, db + share.dlogits, dt_prime + share.dt_prime
     loss_dtype = np.result_type(wide, at_least_float32(t_prime), at_least_float32(b))
     return np.asarray(nll / total, dtype=loss_dtype), SigmoidLossCotangents(
         cast_like(dzimg, zimg),
