@@ -36,13 +36,21 @@ STEPS = [  # size, batch, rounds; backend, microbatch, remat
             ("jax", 0, "nothing"),
             ("jax", 0, "blocks"),
         ],
-        ("S", 32, 2): [("numpy", 4, "blocks"), ("torch", 4, "blocks"), ("jax", 0, "blocks")],
+        ("S", 32, 2): [
+            ("numpy", 8, "nothing"),
+            ("numpy", 4, "blocks"),
+            ("torch", 0, "nothing"),
+            ("torch", 4, "blocks"),
+            ("jax", 0, "nothing"),
+            ("jax", 0, "blocks"),
+        ],
         ("B", 16, 2): [("numpy", 8, "nothing"), ("torch", 0, "nothing"), ("jax", 0, "nothing")],
+        ("B", 32, 2): [("numpy", 8, "nothing"), ("torch", 0, "nothing"), ("jax", 0, "nothing")],
     }.items()
     for ours in settings
 ]
 PROGRAMS = {
-    "loss": ["loss.py --sizes 1024 2048 4096 8192 16384 --rounds 5"],
+    "loss": ["loss.py --sizes 1024 2048 4096 8192 16384 32768 65536 --rounds 5"],
     "large": ["loss.py --sizes --memory-sizes --once 131072"],
     "ring": ["ring.py --sizes 8192 --rounds 7"],
     "training_step": [
