@@ -45,7 +45,8 @@ STEPS = [  # size, batch, rounds; backend, microbatch, remat
             ("jax", 0, "blocks"),
         ],
         ("B", 16, 2): [("numpy", 8, "nothing"), ("torch", 0, "nothing"), ("jax", 0, "nothing")],
-        ("B", 32, 2): [("numpy", 8, "nothing"), ("torch", 0, "nothing"), ("jax", 0, "nothing")],
+        # The peer's step under jit does not fit into 23 GB beside ours.
+        ("B", 32, 2): [("numpy", 8, "nothing"), ("torch", 0, "nothing")],
     }.items()
     for ours in settings
 ]
