@@ -165,17 +165,17 @@ def _sum_softplus(x: Tensor, sigmoid: Tensor, spare: Tensor) -> Tensor:
     """
     if x.device.type != "cpu":  # which would have to be waited for
         return _softplus(x).sum()
-    any_of = sigmoid.view(-1)
+    any_of, one = sigmoid.view(-1), x.new_ones(())
     for _ in range(5):
         half, odd = divmod(len(any_of), 2)
         if odd:
             break
         p, q = any_of[:half], any_of[half:]
-        # The end of `spare` is q from the second time on.
-        any_of = torch.addcmul(q, p, q, value=-1, out=spare.view(-1)[-half:]).add_(p)
-    lost = ~(any_of <= 0.9)
+        # The end of `spare` is q from the second time on. What lerp gives is q + p (1 - q).
+        any_of = torch.lerp(q, one, p, out=spare.view(-1)[-half:])
     rest = x.new_zeros(())
-    if lost.any():
+    if not any_of.max() <= 0.9:
+        lost = ~(any_of <= 0.9)
         rest = _softplus(x.view(-1, len(any_of))[:, lost]).sum()
         any_of = any_of[~lost]
     return rest - any_of.neg().log1p_().sum()
