@@ -107,11 +107,22 @@ def test_a_killed_process_ends_the_others_and_the_last_checkpoint_is_whole(tmp_p
     assert run(launcher, 2, "--resume", str(folder), "--steps", steps)[0] == 0
 
 
-def test_a_signal_to_the_launcher_stops_all_after_one_and_the_same_step(tmp_path):
-    folder = tmp_path / "run"
-    process = start("mpi", 2, *TINY, "--steps", "100000", "--out", str(folder))
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_signal_to_the_launcher_stops_all_after_one_and_the_same_step(tmp_path, launcher):
+    stop_with_a_signal(tmp_path / "run", launcher, signal.SIGINT, lambda process: process.pid)
+
+
+def test_a_signal_to_one_process_stops_all_after_one_and_the_same_step(tmp_path):
+    def one_of(process):
+        return min(descendants(process.pid, named="siglip-train"))
+
+    stop_with_a_signal(tmp_path / "run", "mpi", signal.SIGTERM, one_of)
+
+
+def stop_with_a_signal(folder, launcher, number, whom):
+    process = start(launcher, 2, *TINY, "--steps", "100000", "--out", str(folder))
     wait_for(step_path(folder, 2))
-    os.kill(min(descendants(process.pid, named="siglip-train")), signal.SIGTERM)
+    os.kill(whom(process), number)
     printed, errors = process.communicate(timeout=60)
     assert "stopped after step" in printed, errors
     _, metadata = load_checkpoint(latest_checkpoint(folder))
