@@ -16,7 +16,7 @@ MISTAKES = (ValueError, TypeError, OSError)
 
 
 class PartingError(Exception):
-    """All devices of the group stop at this place; `cause` is what the first concerned says."""
+    """All devices of the group stop at one place; one of them has the `cause` to tell."""
 
     def __init__(self, cause: Exception | None) -> None:
         super().__init__(cause)
