@@ -9,7 +9,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from siglip_train.datasets import DataError
+from siglip_ref.faults import RingError
+from siglip_train.group import MISTAKES, ToldError, tell
 from siglip_train.loop import TrainingError
 from siglip_train.run import run
 from siglip_train.settings import Settings, choices, field_types
@@ -29,8 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = (Settings() if source is None else Settings.from_toml(source)).replace(**flags)
         folder = resume or out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}"
         stopped = run(settings, folder, resume=resume is not None)
-    except (ValueError, TypeError, DataError, TrainingError, OSError) as error:
-        print(f"siglip-train: error: {error}", file=sys.stderr)
+    except ToldError:
+        return 1
+    except (*MISTAKES, RingError, TrainingError) as error:
+        tell(error)
         return 1
     return INTERRUPTED if stopped else 0
 

@@ -1,8 +1,8 @@
 """The backends and the communicators that are installed, by name."""
 
 import os
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -19,33 +19,46 @@ _MARKS = {
 """Environment variables that a launcher sets for the processes it starts."""
 
 
-def find_backend(name: str) -> Backend:
+def find_backend(name: str, place: int | None = None) -> Backend:
     """The backend of this name.
+
+    With a `place` on the machine Torch uses the CUDA device of this number, counted round, where
+    it has any; without, the one that is current.
 
     Raises ValueError if there is none, or if it cannot be loaded here, with the reason.
     """
     backend: Backend = _found("backend", BACKENDS, name)()
+    if name == "torch" and place is not None:
+        import torch  # noqa: PLC0415  (the backend has just loaded it)
+
+        if torch.cuda.is_available():
+            torch.cuda.set_device(place % torch.cuda.device_count())
     return backend
 
 
+@contextmanager
 def find_communicator(
     name: str, timeout: float, environ: Mapping[str, str] = os.environ
-) -> AbstractContextManager[Communicator | None]:
-    """The group that this process is in, to be entered; None inside if it is alone.
+) -> Iterator[Communicator | None]:
+    """Inside, the group that this process is in; None if it is alone.
 
     `auto` stands for `mpi` under mpiexec, `torch` under torchrun, and else `none`.
 
-    Raises ValueError if there is none of this name, or if it cannot be used here.
+    Raises ValueError if there is none of this name, or if it cannot be used here, with the reason.
     """
     if name == "auto":
         started_by = (known for known, marks in _MARKS.items() if any(m in environ for m in marks))
         name = next(started_by, "none")
     if name == "none":
-        return nullcontext()
-    world: AbstractContextManager[Communicator] = _found(
-        "communicator", COMMUNICATORS, name, "auto", "none"
-    )(timeout=timeout)
-    return world
+        yield None
+        return
+    world = _found("communicator", COMMUNICATORS, name, "auto", "none")(timeout=timeout)
+    with ExitStack() as stack:
+        try:
+            comm = stack.enter_context(world)
+        except (ImportError, OSError, RuntimeError, ValueError) as error:
+            raise ValueError(f"communicator {name} cannot be used here: {error}") from error
+        yield comm
 
 
 def _found(kind: str, group: str, name: str, *more: str) -> Any:

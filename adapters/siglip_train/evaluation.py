@@ -11,16 +11,18 @@ normalised mean over prompts; recall as the mean over classes).
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 import siglip_ref as sr
 from siglip_ref.backend import Backend
+from siglip_ref.communicator import Communicator
 from siglip_ref.types import Array, Map, Tree
 from siglip_train.captions import ZERO_SHOT_TEMPLATES, strings_of
 from siglip_train.corpus import ValidationPair, names, pixels
+from siglip_train.group import from_all
 from siglip_train.tokenizer import Tokenizer
 
 Floats = NDArray[np.floating]
@@ -130,34 +132,38 @@ def embed_task(
     tokenizer: Tokenizer,
     backend: Backend,
     parallel_map: Map,
+    comm: Communicator | None = None,
 ) -> Embedded:
     """The embeddings of a task's images and texts.
 
-    The towers see batches of one size: the last row of a batch that is too small is repeated, and
-    what comes of that is left out.
+    The towers see batches of one size: the last row is repeated as often as that takes, and what
+    comes of it is left out. The devices of a group take the batches in turn, and after each turn
+    all have its embeddings, so none waits for another for longer than one batch takes.
     """
+    rank, world_size = (0, 1) if comm is None else (int(comm.rank), comm.world_size)
 
-    def embed(encode: Callable[[Tree, Array], Array], inputs: NDArray[np.generic]) -> Floats:
-        starts = range(0, len(inputs), _AT_A_TIME)
-        parts = [_filled_up(inputs[start : start + _AT_A_TIME]) for start in starts]
-        done = parallel_map(
-            lambda part: backend.to_numpy(encode(params, backend.asarray(part))), parts
-        )
-        return np.concatenate(list(done))[: len(inputs)]
+    def embed(
+        encode: Callable[[Tree, Array], Array], inputs: Callable[[Ints], NDArray[Any]], count: int
+    ) -> Floats:
+        def batch(start: int) -> Array:
+            places = np.minimum(np.arange(start, start + _AT_A_TIME), count - 1)
+            return encode(params, backend.asarray(inputs(places)))
+
+        turns = range(0, count, world_size * _AT_A_TIME)
+        done = parallel_map(batch, [turn + rank * _AT_A_TIME for turn in turns])
+        return np.concatenate([backend.to_numpy(from_all(z, comm)) for z in done])[:count]
+
+    def images(places: Ints) -> NDArray[np.float32]:
+        return pixels([task.pairs[place] for place in places])
+
+    def embed_texts(tokens: Ints) -> Floats:
+        return embed(encoders.text, lambda places: tokens[places], len(tokens))
 
     return Embedded(
         task,
-        embed(encoders.image, pixels(task.pairs)),
-        class_embeddings(
-            lambda tokens: embed(encoders.text, tokens), tokenizer, task.texts, task.templates
-        ),
+        embed(encoders.image, images, len(task.pairs)),
+        class_embeddings(embed_texts, tokenizer, task.texts, task.templates),
     )
-
-
-def _filled_up(part: NDArray[np.generic]) -> NDArray[np.generic]:
-    """The part with its last row repeated until it has as many as all others."""
-    missing = _AT_A_TIME - len(part)
-    return np.concatenate([part, np.repeat(part[-1:], missing, axis=0)]) if missing else part
 
 
 def class_embeddings(

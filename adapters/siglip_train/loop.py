@@ -20,6 +20,7 @@ from siglip_ref.communicator import Communicator
 from siglip_ref.tree import tree_map
 from siglip_ref.types import Tree
 from siglip_train.checkpoints import keep_newest, save_checkpoint, step_path
+from siglip_train.group import any_device, is_first
 from siglip_train.loader import BatchLoader
 from siglip_train.settings import Settings
 from siglip_train.step import TrainState, make_step
@@ -51,14 +52,14 @@ def train(
 ) -> RunResult:
     """Run from `state` to the last step, writing metrics and checkpoints into `folder`.
 
-    In a group of devices every one runs this with a loader of its rows; the first of them
-    evaluates and writes.
+    In a group of devices every one runs this with a loader of its rows and an `evaluate` that
+    takes its part; the first of them writes.
 
     Ctrl-C, or a termination signal, ends the run after the step in work, with a checkpoint. A
     second one ends it at once.
 
-    Raises TrainingError if the loss or the gradient is not finite; the last checkpoint stays as it
-    is.
+    Raises TrainingError, on all devices, if the loss or the gradient is not finite; the last
+    checkpoint stays as it is.
     """
     first = is_first(comm)
     state = on_device(state, backend)
@@ -93,11 +94,14 @@ def train(
                 refresh=False,
             )
             bar.update()
+            metrics = (
+                evaluate(evaluated_params(state))
+                if due(state.step, settings.eval_every, settings.steps)
+                else {}
+            )
             if log is None:
                 continue
-            if due(state.step, settings.eval_every, settings.steps) and (
-                metrics := evaluate(evaluated_params(state))
-            ):
+            if metrics:
                 record["eval"] = metrics
                 bar.write(summary(state.step, metrics), file=sys.stderr)
             log.write({"step": state.step, **record})
@@ -108,16 +112,6 @@ def train(
             save_state(folder, state, settings, backend)
         batches.close()
     return RunResult(state, stopped)
-
-
-def is_first(comm: Communicator | None) -> bool:
-    """Whether this is the device that prints and writes."""
-    return comm is None or comm.rank == 0
-
-
-def any_device(holds: bool, comm: Communicator | None) -> bool:
-    """Whether it holds on any device of the group; the same answer on all."""
-    return holds if comm is None else any(value for (value,) in comm.gather((int(holds),)))
 
 
 def check_finite(step: int, record: dict[str, Any], settings: Settings, folder: Path) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import math
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -31,9 +32,17 @@ from siglip_train.evaluation import (
     make_tasks,
     task_metrics,
 )
-from siglip_train.loop import (
-    evaluated_params,
+from siglip_train.group import (
+    PartingError,
+    ToldError,
     is_first,
+    place_on_machine,
+    tell,
+    together,
+)
+from siglip_train.loop import (
+    TrainingError,
+    evaluated_params,
     on_host,
     read_metrics,
     save_state,
@@ -41,41 +50,74 @@ from siglip_train.loop import (
 )
 from siglip_train.report import write_report
 from siglip_train.settings import Settings
-from siglip_train.step import TrainState, initial_state
+from siglip_train.step import TrainState, as_dtype, initial_state
 
 MOST_VALIDATION_PAIRS = 5000
+
+
+class Finished(NamedTuple):
+    """What a run that came to its last step leaves for its report."""
+
+    state: TrainState
+    embedded: list[Embedded]
+    skips: Skips
 
 
 def run(settings: Settings, folder: Path, *, resume: bool) -> bool:
     """Train in a new run folder, or on in an old one; returns whether it was stopped early.
 
+    Of a group of devices the first writes the report, when it has let the others go.
+
     Raises ValueError for settings, data or checkpoints that cannot be used: before anything is
-    written, except that a run that resumes has its folder already.
+    written, except that a run that resumes has its folder already. All devices of a group raise
+    ToldError instead, when one of them has said so.
     """
+    parted = False
     with find_communicator(settings.communicator, settings.timeout) as comm:
-        return run_on(comm, settings, folder, resume=resume)
+        try:
+            stopped, finished = run_on(comm, settings, folder, resume=resume)
+        except PartingError as parting:
+            parted = True  # in peace, which `comm` takes no exception for
+            if parting.cause is not None:  # said here, since torchrun kills all when one exits
+                tell(parting.cause)
+    if parted:
+        raise ToldError
+    if finished is not None:
+        report(settings, folder, *finished)
+    return stopped
 
 
-def run_on(comm: Communicator | None, settings: Settings, folder: Path, *, resume: bool) -> bool:
-    """The part of a run that is this device's. The first one of a group prints and writes."""
-    backend = find_backend(settings.backend)
-    tokenizer = open_tokenizer(settings)
-    config = settings.model_config(tokenizer.vocab_size)
-    skips = Skips()
-    state = resumed_state(folder) if resume else new_state(settings, config)
-    sr.check_params(state.params, config)
-    check_alike(settings, state, comm)
+def run_on(
+    comm: Communicator | None, settings: Settings, folder: Path, *, resume: bool
+) -> tuple[bool, Finished | None]:
+    """The part of a run that is this device's. The first one of a group prints and writes.
+
+    Returns whether it was stopped early, and, on the first device if not, what is to be reported.
+    """
     first = is_first(comm)
-    pairs = read_validation(settings, config, skips, most=MOST_VALIDATION_PAIRS) if first else []
-    loader = open_training(settings, config, tokenizer, skips, rows_of(settings.batch_size, comm))
-    tasks = make_tasks(pairs)
-
+    skips = Skips()
+    place = None if comm is None else place_on_machine(comm)
+    with together(comm):
+        backend = find_backend(settings.backend, place)
+        as_dtype(backend.asarray(np.zeros(1, np.float32)), settings.precision)  # if it has that
+        tokenizer = open_tokenizer(settings)
+        config = settings.model_config(tokenizer.vocab_size)
+        state = resumed_state(folder) if resume else new_state(settings, config)
+        sr.check_params(state.params, config)
+        pairs = read_validation(settings, config, skips, most=MOST_VALIDATION_PAIRS)
+        rows = rows_of(settings.batch_size, comm)
+        loader = open_training(settings, config, tokenizer, skips, rows)
+        tasks = make_tasks(pairs)
+        data = repr([len(loader), *((task.name, task.texts, len(task.pairs)) for task in tasks)])
+    with together(comm):
+        check_alike(settings, state, data, comm)
+        if first:
+            if not resume:
+                claim(folder)
+            write_atomically(folder / "config.toml", settings.to_toml().encode())
+            if not resume:
+                save_state(folder, state, settings, NumpyBackend())
     if first:
-        if not resume:
-            claim(folder)
-        write_atomically(folder / "config.toml", settings.to_toml().encode())
-        if not resume:
-            save_state(folder, state, settings, NumpyBackend())
         devices = "" if comm is None else f" on {comm.world_size} devices"
         print(
             f"{sr.num_params(config):,} parameters, {len(loader):,} training and {len(pairs):,} "
@@ -89,27 +131,34 @@ def run_on(comm: Communicator | None, settings: Settings, folder: Path, *, resum
     def embed(params: Tree) -> list[Embedded]:
         with backend.parallel_map() as parallel_map:
             return [
-                embed_task(task, params, encoders, tokenizer, backend, parallel_map)
+                embed_task(task, params, encoders, tokenizer, backend, parallel_map, comm)
                 for task in tasks
             ]
 
-    def evaluate(params: Tree) -> dict[str, float]:
-        return {key: value for part in embed(params) for key, value in task_metrics(part).items()}
+    evaluated: list[Embedded] = []  # last, which is after the last step if there was any
 
-    state, stopped = train(state, settings, config, loader, evaluate, folder, backend, comm)
-    if not first:
-        return stopped
-    if skips.total:
+    def evaluate(params: Tree) -> dict[str, float]:
+        evaluated[:] = embed(params)
+        return {key: value for part in evaluated for key, value in task_metrics(part).items()}
+
+    try:
+        state, stopped = train(state, settings, config, loader, evaluate, folder, backend, comm)
+    except TrainingError as error:  # on all devices alike
+        if comm is None:
+            raise
+        raise PartingError(error if first else None) from error
+    if first and skips.total:
         print(skips.summary())
-    if stopped:
+    if first and stopped:
         print(
             f"stopped after step {state.step} of {settings.steps}; the checkpoint is "
-            f"{step_path(folder, state.step)}\ngo on with: siglip-train --resume {folder}"
+            f"{step_path(folder, state.step)}\ngo on with: siglip-train --resume {folder}",
+            flush=True,
         )
-        return True
-    embedded = embed(evaluated_params(state))
-    report(settings, folder, on_host(state, backend), embedded, skips)
-    return False
+    if stopped:
+        return True, None
+    embedded = evaluated or embed(evaluated_params(state))
+    return False, Finished(on_host(state, backend), embedded, skips) if first else None
 
 
 def rows_of(batch_size: int, comm: Communicator | None) -> slice:
@@ -128,12 +177,14 @@ def rows_of(batch_size: int, comm: Communicator | None) -> slice:
     return slice(*((batch_size * place) // comm.world_size for place in (rank, rank + 1)))
 
 
-def check_alike(settings: Settings, state: TrainState, comm: Communicator | None) -> None:
-    """Raise ValueError, on all devices, unless they have the same settings and parameters."""
+def check_alike(
+    settings: Settings, state: TrainState, data: str, comm: Communicator | None
+) -> None:
+    """Raise ValueError, on all devices, unless settings, parameters and data are alike on them."""
     if comm is None:
         return
     digest = hashlib.blake2b(settings.to_toml().encode(), digest_size=7)
-    digest.update(repr((state.step, state.epoch, state.batch)).encode())
+    digest.update(repr((state.step, state.epoch, state.batch, data)).encode())
     for path, leaf in sr.tree.flatten(state.params).items():
         digest.update(path.encode())
         digest.update(np.ascontiguousarray(leaf).data)
@@ -141,7 +192,7 @@ def check_alike(settings: Settings, state: TrainState, comm: Communicator | None
     for rank, value in enumerate(digests):
         if value != digests[0]:
             raise ValueError(
-                f"all devices must start with the same settings and checkpoint, "
+                f"all devices must start with the same settings, checkpoint and data, "
                 f"but rank {rank} has others than rank 0"
             )
 

@@ -86,9 +86,13 @@ class Settings:
         "float32", "what the towers compute in; the parameters stay in float32"
     )
     communicator: str = _setting(
-        "auto", "how devices share a batch: mpi, torch, none, or auto, by what started the process"
+        "auto",
+        "how devices share a batch: mpi, torch, cupy (NCCL, under mpiexec), none, or auto: mpi "
+        "under mpiexec, torch under torchrun",
     )
-    timeout: float = _setting(600.0, "seconds that a device waits for another one")
+    timeout: float = _setting(
+        600.0, "seconds that a device waits for another one, which may be writing a checkpoint"
+    )
     microbatch: int = _setting(32, "images, or texts, that a tower works on at a time; 0 for all")
     remat: Literal["nothing", "blocks", "towers"] = _setting("nothing", "what backward recomputes")
     workers: int = _setting(1, "threads that prepare batches")

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import siglip_mpi
 import siglip_ref as sr
 from backends import library
 from siglip_ref.backend import NumpyBackend
@@ -12,6 +13,7 @@ from siglip_train import emoji
 from siglip_train.corpus import ValidationPair, pixels
 from siglip_train.evaluation import (
     Embedded,
+    Encoders,
     Task,
     chance,
     embed_task,
@@ -180,6 +182,38 @@ def test_an_embedding_depends_on_no_other_of_its_batch(number):
     for place in {0, number // 2, number - 1}:
         alone = sr.encode_image(params, pixels([task.pairs[place]]), config)
         np.testing.assert_allclose(embedded.zimg[place], alone[0], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("number", [1, 64, 65, 150])
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_devices_that_share_an_evaluation_have_the_bits_of_one(number, world_size):
+    task, params, config, tokenizer = small_task(number)
+    seen = []
+
+    def counted(encode):
+        def encode_counted(*arguments):
+            seen.append(1)
+            return encode(*arguments)
+
+        return encode_counted
+
+    encoders = Encoders(*map(counted, make_encoders(config, NumpyBackend())))
+
+    def embed(comm=None):
+        return embed_task(task, params, encoders, tokenizer, NumpyBackend(), map, comm)
+
+    def program(mpi):
+        with siglip_mpi.communicator(mpi) as comm:
+            return embed(comm)
+
+    alone = embed()
+    batches = len(seen)
+    for shared in siglip_mpi.simulate(world_size, program):
+        np.testing.assert_array_equal(shared.zimg, alone.zimg, strict=True)
+        np.testing.assert_array_equal(shared.ztxt, alone.ztxt, strict=True)
+    kinds = 1 + len(task.templates)
+    turns = -(-(batches // kinds) // world_size)
+    assert len(seen) - batches == kinds * turns * world_size
 
 
 def test_a_backend_compiles_each_tower_once_for_all_tasks():

@@ -156,6 +156,8 @@ def test_a_frozen_tower_keeps_every_bit(tmp_path):
         (["--resume", "absent"], "absent"),
         (["--config", "absent.toml"], "absent.toml"),
         (["--backend", "abacus"], "backend must be one of"),
+        (["--communicator", "pigeon"], "communicator must be one of"),
+        (["--precision", "bfloat16"], "bfloat16"),
         (["--train", "absent"], "absent"),
         (["--tokenizer", "absent.model"], "absent.model"),
         (["--batch-size", "100000"], "batch_size"),
@@ -171,6 +173,7 @@ def test_a_mistake_ends_at_once_with_one_line_that_names_it(
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("siglip-train: error:")
     assert wanted in error
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_holds_something_is_not_written_into(tmp_path, capsys):

@@ -1,0 +1,83 @@
+"""What the devices of a group do together, beside the loss: agree, share out, and stop."""
+
+import hashlib
+import platform
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from array_api_compat import array_namespace
+
+from siglip_ref.communicator import Communicator
+from siglip_ref.types import Array
+
+MISTAKES = (ValueError, TypeError, OSError)
+"""Errors of settings, data and files, which a user mends; all others are bugs."""
+
+
+class PartingError(Exception):
+    """All devices of the group stop at one place; one of them has the `cause` to tell."""
+
+    def __init__(self, cause: Exception | None) -> None:
+        super().__init__(cause)
+        self.cause = cause
+
+
+class ToldError(Exception):
+    """An error of the whole group, of which the user has been told."""
+
+
+def tell(error: Exception) -> None:
+    """Say on the terminal what has ended the run."""
+    print(f"siglip-train: error: {error}", file=sys.stderr, flush=True)
+
+
+def is_first(comm: Communicator | None) -> bool:
+    """Whether this is the device that prints and writes."""
+    return comm is None or comm.rank == 0
+
+
+def any_device(holds: bool, comm: Communicator | None) -> bool:
+    """Whether it holds on any device of the group; the same answer on all."""
+    return holds if comm is None else any(value for (value,) in comm.gather((int(holds),)))
+
+
+@contextmanager
+def together(comm: Communicator | None) -> Iterator[None]:
+    """Let a mistake that any device makes inside end this block on all of them.
+
+    Inside, a device may wait for others only before any of them can make a mistake.
+
+    Raises PartingError on all devices, with the mistake as its cause on the first that made one; a
+    lone device raises the mistake itself.
+    """
+    if comm is None:
+        yield
+        return
+    mistake: Exception | None = None
+    try:
+        yield
+    except MISTAKES as error:
+        mistake = error
+    failed = [value for (value,) in comm.gather((int(mistake is not None),))]
+    if any(failed):
+        raise PartingError(mistake if failed.index(1) == comm.rank else None) from mistake
+
+
+def from_all(array: Array, comm: Communicator | None) -> Array:
+    """The arrays (n, …) of all devices, one below the other in their order, on each."""
+    if comm is None:
+        return array
+    xp = array_namespace(array)
+    places = range(comm.world_size)
+    return comm.sum(
+        xp.concat([array if place == comm.rank else xp.zeros_like(array) for place in places])
+    )
+
+
+def place_on_machine(comm: Communicator) -> int:
+    """How many devices of the group that come before this one are on the same machine."""
+    machine = hashlib.blake2b(platform.node().encode(), digest_size=7).hexdigest()
+    machines = [value for (value,) in comm.gather((int(machine, 16),))]
+    rank = int(comm.rank)
+    return machines[:rank].count(machines[rank])
