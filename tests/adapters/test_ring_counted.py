@@ -9,7 +9,7 @@ import pytest
 
 import siglip_ref as sr
 from backends import NUMPY, library
-from siglip_mpi import Counted, communicator, simulate
+from siglip_mpi import Counted, communicator, memory, simulate
 from siglip_mpi.count import main
 from siglip_mpi.traffic import FORMULAS, Traffic
 
@@ -71,9 +71,9 @@ def test_arrays_of_other_libraries_are_counted_alike(name):
 # --- what docs/ring.md says -----------------------------------------------------------------------
 
 
-def documented():
-    """The rows of the table of what a device sends, by the name of their formula."""
-    section = DOCUMENT.read_text("utf-8").partition("## What a device sends")[2].partition("##")[0]
+def documented(title):
+    """The rows of the table in a section, by the name of their formula."""
+    section = DOCUMENT.read_text("utf-8").partition(f"## {title}")[2].partition("##")[0]
     rows = [line.strip("| ").split(" | ") for line in section.splitlines() if "|" in line]
     return {TITLES[title]: cells for title, *cells in rows[2:]}
 
@@ -95,16 +95,30 @@ def test_a_printed_formula_is_read_as_it_is_meant():
     assert value("(W − 1) m (2 d s + 8 s′)", W=3, m=5, d=7, s=2, s_=4) == 2 * 5 * (28 + 32)
 
 
-def test_the_document_has_a_row_for_every_formula():
-    assert documented().keys() == FORMULAS.keys()
+SHAPES = [(1, 2, 3, 5), (2, 2, 3, 5), (7, 11, 13, 768)]
+
+
+@pytest.mark.parametrize("title", ["What a device sends", "What a device holds"])
+def test_the_document_has_a_row_for_every_formula(title):
+    assert documented(title).keys() == FORMULAS.keys() == memory.FORMULAS.keys()
+
+
+@pytest.mark.parametrize("element", [8, 4, 2])
+@pytest.mark.parametrize("name", FORMULAS)
+def test_the_document_says_what_a_device_holds_as_the_formula_does(name, element):
+    num_bytes, more = documented("What a device holds")[name]
+    for world_size, n, m, d in SHAPES:
+        quantities = {"W": world_size, "n": n, "m": m, "d": d, "s": element, "s_": max(element, 4)}
+        said = value(num_bytes, **quantities) + (element < 4) * value(more, **quantities)
+        assert said == memory.FORMULAS[name](world_size, n, m, d, element)
 
 
 @pytest.mark.parametrize("element", [8, 4, 2])
 @pytest.mark.parametrize("name", FORMULAS)
 def test_the_document_says_what_the_formula_does(name, element):
-    messages, num_bytes, summed = documented()[name]
+    messages, num_bytes, summed = documented("What a device sends")[name]
     number, _, which = summed.partition(": ")
-    for world_size, n, m, d in [(1, 2, 3, 5), (2, 2, 3, 5), (7, 11, 13, 768)]:
+    for world_size, n, m, d in SHAPES:
         quantities = {"W": world_size, "n": n, "m": m, "d": d, "s": element, "s_": max(element, 4)}
         said = Traffic(value(messages, **quantities), value(num_bytes, **quantities), int(number))
         assert said == FORMULAS[name](world_size, n, m, d, element)
