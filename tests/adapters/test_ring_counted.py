@@ -3,6 +3,7 @@
 import itertools
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -20,6 +21,16 @@ TITLES = {
     "softmax on the ring": "softmax_ring",
     "softmax, all gathered": "allgather_softmax",
 }
+
+
+class Still(NamedTuple):
+    """A communicator that sends nothing."""
+
+    rank: int
+    world_size: int
+
+    def start_shift(self, arrays, *, rows, step):
+        pass
 
 
 def sigmoid_ring(zimg, ztxt, comm, asarray):
@@ -47,6 +58,18 @@ def counts_of(loss, world_size, dtype, asarray=np.asarray):
         return Traffic(comm.messages, comm.num_bytes, comm.summed)
 
     return simulate(world_size, program)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_bfloat16_is_counted_as_float16_is(name):
+    torch = library("torch")
+    counted = counts_of(
+        LOSSES[name],
+        2,
+        np.float32,
+        lambda x: torch.asarray(x).bfloat16() if np.ndim(x) else torch.asarray(x),
+    )
+    assert counted == [FORMULAS[name](2, N, M, D, 2)] * 2
 
 
 def test_every_loss_on_a_ring_has_a_formula():
@@ -150,6 +173,17 @@ def test_the_command_counts_a_run_and_shows_the_formula_beside_it(capsys):
         messages, num_bytes, summed = formula(3, 4, 4, 8, 2)
         cells = [cell.strip() for cell in rows[name].split("|")[2:-1]]
         assert cells == [f"{messages:,}", f"{num_bytes:,}", f"{num_bytes:,}", str(summed)]
+
+
+def test_the_command_shows_the_rank_that_sends_most(capsys, monkeypatch):
+    def lazy(zimg, ztxt, comm):
+        for _ in range(comm.rank):
+            comm.start_shift((ztxt,), rows=len(ztxt), step=0)
+
+    monkeypatch.setattr("siglip_mpi.count.LOSSES", {"sigmoid_ring": lazy})
+    monkeypatch.setattr("siglip_mpi.count.communicator", lambda mpi: Still(mpi.Get_rank(), 3))
+    main(["--world-size", "3", "--pairs", "4", "--width", "8"])
+    assert "| sigmoid_ring | 2 | 256 |" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("option", ["--world-size", "--pairs", "--width"])

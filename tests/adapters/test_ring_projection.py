@@ -225,5 +225,16 @@ def test_the_page_names_every_row_in_which_a_ring_is_not_faster_and_no_other():
         assert {row.n for row in named} == {256}
 
 
+def test_what_the_page_on_the_ring_says_of_the_projections_is_so():
+    few, many = ([row for row in ROWS if row.n == n] for n in (256, 4096))
+    assert all(slower_than_gathered(row, SOFTMAX) for row in few)
+    assert sum(slower_than_gathered(row, SIGMOID) for row in few) > len(few) / 2
+    for name in (SIGMOID, SOFTMAX):
+        assert not any(slower_than_gathered(row, name) for row in many)
+    for row in many:
+        gain = 1 - row.step(SIGMOID) / row.step(GATHERED)
+        assert (gain < 0.01) == (row.world_size <= 64)
+
+
 def test_the_page_is_what_the_command_prints():
     assert (ROOT / "docs" / "scaling.md").read_text() == document()
