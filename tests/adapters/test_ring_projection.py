@@ -12,19 +12,16 @@ from hypothesis import strategies as st
 
 import siglip_ref as sr
 from siglip_mpi import Counted, communicator, simulate
-from siglip_mpi.project import (
+from siglip_mpi.latency_bandwidth import (
     GATHERED,
     MACHINES,
     PROJECTIONS,
-    ROWS,
     SIGMOID,
     SOFTMAX,
     Machine,
-    document,
     hidden_from,
-    slower_than_gathered,
-    tower_operations,
 )
+from siglip_mpi.project import ROWS, document, slower_than_gathered, tower_operations
 from siglip_mpi.traffic import FORMULAS
 
 ROOT = Path(__file__).parents[2]
