@@ -1,7 +1,9 @@
 """Whom the ranks of a ring name when one of them fails, whatever carries their messages.
 
 A rank that stops gives notice of why, and of whom it waited for; the others answer with theirs. So
-whoever is accused and does not answer is the one that is silent, and all ranks name the same.
+whoever is accused and does not answer is the one that is silent. A verdict is a function of the
+notices alone: ranks that have heard the same name the same. Under MPI each rank comes to its own,
+from what reached it in the time of grace, and with Torch all take the first that is written down.
 """
 
 from collections import Counter
@@ -73,7 +75,7 @@ class Notice(NamedTuple):
 
 def place(step: int) -> str:
     """A ring step in words."""
-    return "a sum over the ranks" if step == COLLECTIVE else f"ring step {step}"
+    return "a sum or gather over the ranks" if step == COLLECTIVE else f"ring step {step}"
 
 
 def verdict(notices: Sequence[Notice]) -> dict[int, Notice]:
@@ -99,7 +101,7 @@ def verdict(notices: Sequence[Notice]) -> dict[int, Notice]:
 
 
 def _accused(ranks: set[int], notices: Iterable[Notice]) -> dict[int, Notice]:
-    # The earliest ring step says most; a sum over the ranks comes after all of them.
+    # The earliest ring step says most; the sum over the ranks comes after all of them.
     in_order = sorted(notices, key=lambda notice: (notice.step == COLLECTIVE, notice.step))
     return {
         rank: next(notice for notice in in_order if rank in notice.suspects)

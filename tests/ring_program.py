@@ -1,8 +1,10 @@
 """A program for every rank: losses of a batch on a ring, the same under simulation and mpiexec.
 
 mpiexec -n 4 python ring_program.py [fault in mid-ring] [on which rank] [folder for reports]
+mpiexec -n 8 python ring_program.py worlds [file for the errors of rings of 1 to 8 ranks]
 """
 
+import json
 import os
 import signal
 import sys
@@ -93,6 +95,53 @@ def program(mpi, fault="", rank=-1, reports=None):
         )
 
 
+def error_of(ranks, whole):
+    """How far what the ranks of a ring return is from the loss and gradients of one device."""
+    loss, grads = whole
+    distances = []
+    for found, found_grads in ranks:
+        distances.append(abs(found - loss) / max(1, abs(loss)))
+        distances += [abs(getattr(found_grads, x) - getattr(grads, x)) for x in grads._fields[2:]]
+    for name in ("dzimg", "dztxt"):
+        joined = np.concatenate([getattr(found_grads, name) for _, found_grads in ranks])
+        distances.append(np.max(np.abs(joined - getattr(grads, name))))
+    return float(np.max(distances))
+
+
+def worlds(world):
+    """The errors of uneven rings of 1 to 8 of 8 processes, on rank 0.
+
+    The processes part into a ring of some and a ring of the others, in every way.
+    """
+    t_prime, b = np.asarray(1.5), np.asarray(-2.0)
+    errors = {}
+    for first in range(4, 9):
+        ring = world.Split(world.Get_rank() < first)
+        size, rank = ring.Get_size(), ring.Get_rank()
+        rng = np.random.default_rng(size)
+        counts, text_counts = ([1 + (k * r) % 4 for r in range(size)] for k in (3, 2))
+        zimg, ztxt = (rng.standard_normal((sum(c), 5)) / 2 for c in (counts, text_counts))
+        images, texts = (
+            np.split(z, np.cumsum(c)[:-1])[rank] for z, c in ((zimg, counts), (ztxt, text_counts))
+        )
+        with siglip_mpi.communicator(ring, timeout=30.0) as comm:
+            found = {
+                "sigmoid": sr.ring.sigmoid_loss(images, texts, t_prime, b, comm, tile=2),
+                "softmax": sr.ring.softmax_loss(images, texts, t_prime, comm, tile=2),
+                "gathered softmax": sr.ring.allgather_softmax_loss(images, texts, t_prime, comm),
+            }
+        softmax = sr.losses.tiled_softmax_loss(zimg, ztxt, t_prime)
+        whole = {
+            "sigmoid": sr.losses.tiled_sigmoid_loss(zimg, ztxt, t_prime, b),
+            "softmax": softmax,
+            "gathered softmax": softmax,
+        }
+        for name, mine in found.items():
+            ranks = ring.allgather(mine)
+            errors[f"{name} on {size}"] = error_of(ranks, whole[name])
+    return {name: error for part in world.allgather(errors) for name, error in part.items()}
+
+
 def behind_a_parent():
     """Go on in a child process. If it is killed its parent stays, so that mpiexec sees nothing.
 
@@ -107,6 +156,13 @@ def behind_a_parent():
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["worlds"]:
+        from mpi4py import MPI
+
+        found = worlds(MPI.COMM_WORLD)
+        if MPI.COMM_WORLD.Get_rank() == 0:
+            Path(sys.argv[2]).write_text(json.dumps(found))
+        sys.exit()
     fault, rank = (sys.argv[1], int(sys.argv[2])) if len(sys.argv) > 1 else ("", -1)
     if fault == "lost":
         behind_a_parent()

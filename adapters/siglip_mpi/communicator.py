@@ -15,6 +15,7 @@ from siglip_mpi.message import (
     HEADER,
     Header,
     Host,
+    as_bytes,
     decode,
     dtype_name,
     room_for,
@@ -171,9 +172,11 @@ class MpiCommunicator:
         coming = np.empty((len(sent), HEADER), dtype=np.int64)
         buffers = [room_for(header.shape, header.dtype) for header in expected]
         arrival = self._mpi.Irecv(coming, source=left, tag=_HEADER_TAG)
-        receives = [self._mpi.Irecv(buffer, source=left, tag=_DATA_TAG) for buffer in buffers]
+        receives = [
+            self._mpi.Irecv(as_bytes(buffer), source=left, tag=_DATA_TAG) for buffer in buffers
+        ]
         sends = [self._mpi.Isend(headers, dest=right, tag=_HEADER_TAG)]
-        sends += [self._mpi.Isend(host, dest=right, tag=_DATA_TAG) for host, _ in sent]
+        sends += [self._mpi.Isend(as_bytes(host), dest=right, tag=_DATA_TAG) for host, _ in sent]
 
         def finish() -> list[Host]:
             self.watch.until(arrival, left, step)

@@ -1,4 +1,8 @@
-"""Count what every loss sends on simulated ranks: `python -m siglip_mpi.count --world-size 8`."""
+"""Count what every loss sends on simulated ranks: `python -m siglip_mpi.count --world-size 8`.
+
+All ranks hold as many pairs, for which the formulas are. What is printed is the most that a rank
+sends. Counts of bfloat16 are those of float16, which is as long.
+"""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -9,7 +13,7 @@ import siglip_ref as sr
 from siglip_mpi.communicator import communicator
 from siglip_mpi.counted import Counted
 from siglip_mpi.simulated import SimulatedMPI, simulate
-from siglip_mpi.traffic import FORMULAS
+from siglip_mpi.traffic import FORMULAS, Traffic
 from siglip_ref.types import Array
 
 T_PRIME, B = np.asarray(1.5, dtype=np.float32), np.asarray(-2.0, dtype=np.float32)
@@ -24,8 +28,12 @@ LOSSES: dict[str, Callable[[Array, Array, Counted], object]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print a table: for each loss the messages and bytes that a rank sends, and the formula's."""
-    parser = argparse.ArgumentParser(prog="python -m siglip_mpi.count", description=__doc__)
+    """Print a table: for each loss the most that a rank sends, and what the formula says."""
+    parser = argparse.ArgumentParser(
+        prog="python -m siglip_mpi.count",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     for option, default in (("--world-size", 4), ("--pairs", 32), ("--width", 16)):
         parser.add_argument(option, type=_at_least_1, default=default)
     parser.add_argument("--dtype", choices=("float64", "float32", "float16"), default="float32")
@@ -39,12 +47,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("| --- | --- | --- | --- | --- |")
     for name, loss in LOSSES.items():
 
-        def program(mpi: SimulatedMPI, loss: Callable[..., object] = loss) -> Counted:
+        def program(mpi: SimulatedMPI, loss: Callable[..., object] = loss) -> Traffic:
             comm = Counted(communicator(mpi))
             loss(z[0, comm.rank].astype(dtype), z[1, comm.rank].astype(dtype), comm)
-            return comm
+            return Traffic(comm.messages, comm.num_bytes, comm.summed)
 
-        counted = simulate(options.world_size, program)[0]
+        ranks = simulate(options.world_size, program)
+        counted = Traffic(*(max(counts) for counts in zip(*ranks, strict=True)))
         expected = FORMULAS[name](options.world_size, n, n, d, dtype.itemsize)
         print(
             f"| {name} | {counted.messages:,} | {counted.num_bytes:,} "

@@ -84,6 +84,15 @@ def room_for(shape: tuple[int, ...], dtype: str) -> Host:
     return np.empty(shape, dtype="uint16" if dtype == "bfloat16" else dtype)
 
 
+def as_bytes(host: Host) -> NDArray[np.uint8]:
+    """The bytes of a host array in one piece, of which they are a view.
+
+    MPICH ends the process at a message of doubles that does not end with a whole one, before its
+    header can be held against what was expected.
+    """
+    return host.reshape(-1).view(np.uint8)
+
+
 def to_home(host: Host, like: Array) -> Array:
     """What `to_host` was made from: a host array in the library, dtype and device of another."""
     bits = dtype_name(like) == "bfloat16"

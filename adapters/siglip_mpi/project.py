@@ -1,125 +1,31 @@
 """How the losses scale from 8 to 65,536 devices: `python -m siglip_mpi.project > docs/scaling.md`.
 
-A latency-bandwidth (α–β) model: a message of x bytes takes α + x/β, a matrix product of f floating
-point operations takes f/rate, and in a ring step the two overlap. Nothing here was measured.
+The times are those of `latency_bandwidth.py`, the bytes those of `memory.py`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from typing import NamedTuple
 
 import siglip_ref as sr
-from siglip_mpi.traffic import allgather_softmax, sigmoid_ring, softmax_ring
+from siglip_mpi.latency_bandwidth import (
+    ELEMENT,
+    GATHERED,
+    LINE,
+    MACHINES,
+    PROJECTIONS,
+    REACHED,
+    SIGMOID,
+    SOFTMAX,
+    WIDE,
+    Machine,
+    Projection,
+    hidden_from,
+)
 
 DEVICES = (8, 64, 512, 4_096, 65_536)
 VARIANTS = ("B/16-256", "So400m/14-224")
 LOCAL_PAIRS = (4096, 256)
-ELEMENT = 2  # bytes of a bfloat16
-REACHED = 0.4
-
-
-class Machine(NamedTuple):
-    """Devices in a ring: peak floating point operations a second, seconds, bytes a second."""
-
-    name: str
-    peak: float
-    latency: float
-    bandwidth: float
-    source: str
-
-    @property
-    def rate(self) -> float:
-        """Operations a second that matrix products reach."""
-        return REACHED * self.peak
-
-    def transfer(self, num_bytes: float) -> float:
-        """Seconds of a message."""
-        return self.latency + num_bytes / self.bandwidth
-
-
-MACHINES = (
-    Machine(
-        "H100 over InfiniBand",
-        989e12,
-        5e-6,
-        50e9,
-        "NVIDIA H100 SXM data sheet (989 TFLOP/s dense bfloat16); DGX H100 data sheet "
-        "(an NDR port of 400 Gb/s for each GPU). NVLink inside a node is faster, but a ring is as "
-        "fast as its slowest link",
-    ),
-    Machine(
-        "TPU v5e over ICI",
-        197e12,
-        1e-6,
-        50e9,
-        "Google Cloud's page on v5e (197 TFLOP/s bfloat16, 1,600 Gb/s of ICI for each chip, "
-        "which are 4 links of 400 Gb/s); a ring uses one of them",
-    ),
-)
-
-
-class Projection(NamedTuple):
-    """Seconds of a loss with its gradients, those of them spent waiting, and bytes held."""
-
-    seconds: float
-    waiting: float
-    num_bytes: float
-
-
-def sigmoid_projection(machine: Machine, world_size: int, n: int, d: int) -> Projection:
-    """One rotation of three products a block; texts and gradients travel during the next one."""
-    compute = 6 * n * n * d / machine.rate
-    return _rotation(
-        machine,
-        world_size,
-        compute,
-        sigmoid_ring(world_size, n, n, d, ELEMENT).num_bytes,
-        num_bytes=n * d * (3 * ELEMENT + 3 * 4),
-    )
-
-
-def softmax_projection(machine: Machine, world_size: int, n: int, d: int) -> Projection:
-    """Two rotations, of one product and of three; the messages of both are taken as equal."""
-    num_bytes = softmax_ring(world_size, n, n, d, ELEMENT).num_bytes / 2
-    held = n * d * (3 * ELEMENT + 3 * 4)
-    parts = [
-        _rotation(
-            machine, world_size, products * 2 * n * n * d / machine.rate, num_bytes, num_bytes=held
-        )
-        for products in (1, 3)
-    ]
-    return Projection(sum(p.seconds for p in parts), sum(p.waiting for p in parts), held)
-
-
-def allgather_projection(machine: Machine, world_size: int, n: int, d: int) -> Projection:
-    """Both kinds of embeddings gathered on a ring before four products of n × W n can begin."""
-    compute = 8 * n * (world_size * n) * d / machine.rate
-    hops = world_size - 1
-    sent = allgather_softmax(world_size, n, n, d, ELEMENT).num_bytes
-    waiting = hops * machine.transfer(sent / hops) if hops else 0.0
-    held = 2 * world_size * n * d * ELEMENT + 2 * n * (world_size * n) * 4
-    return Projection(compute + waiting, waiting, held)
-
-
-PROJECTIONS = {
-    "sigmoid on the ring": sigmoid_projection,
-    "softmax on the ring": softmax_projection,
-    "softmax, all gathered": allgather_projection,
-}
-
-
-def hidden_from(machine: Machine) -> int:
-    """Pairs on a device from which its products take as long as its message: 6 n² d to 6 n d."""
-    return round(machine.rate / machine.bandwidth)
-
-
-def _rotation(
-    machine: Machine, world_size: int, compute: float, sent: float, *, num_bytes: float
-) -> Projection:
-    """W blocks of `compute` seconds, and W - 1 hops of `sent` bytes in all, each beside a block."""
-    hops = world_size - 1
-    hop = machine.transfer(sent / hops) if hops else 0.0
-    waiting = hops * max(0.0, hop - compute)
-    return Projection(world_size * compute + waiting, waiting, num_bytes)
 
 
 def tower_operations(config: sr.SiglipConfig) -> float:
@@ -138,27 +44,207 @@ def _forward_operations(tower: sr.ImageConfig | sr.TextConfig, length: int) -> i
     return tower.depth * (2 * length * (4 * d**2 + 2 * d * f) + 4 * length**2 * d)
 
 
+@cache
+def _num_params(variant: str) -> int:
+    return sr.num_params(sr.variants[variant])
+
+
+class Row(NamedTuple):
+    """A number of devices, and what runs on them."""
+
+    machine: Machine
+    variant: str
+    n: int
+    world_size: int
+
+    def loss(self, name: str) -> Projection:
+        """The projection of a loss."""
+        width = sr.variants[self.variant].image.width
+        return PROJECTIONS[name](self.machine, self.world_size, self.n, width)
+
+    @property
+    def towers(self) -> float:
+        """Seconds of the towers, forward and backward."""
+        return self.n * tower_operations(sr.variants[self.variant]) / self.machine.rate
+
+    @property
+    def sum_of_gradients(self) -> float:
+        """Seconds of summing the towers' gradients: 2 (W - 1) hops of a W-th of them."""
+        part = WIDE * _num_params(self.variant) / self.world_size
+        return 2 * (self.world_size - 1) * self.machine.transfer(part)
+
+    def step(self, name: str) -> float:
+        """Seconds of a training step but for its optimizer."""
+        return self.towers + self.loss(name).seconds + self.sum_of_gradients
+
+
+ROWS = tuple(
+    Row(machine, variant, n, world_size)
+    for machine in MACHINES
+    for variant in VARIANTS
+    for n in LOCAL_PAIRS
+    for world_size in DEVICES
+)
+
+
+def rows_where(holds: Callable[[Row], bool]) -> list[str]:
+    """A list in Markdown of the rows of the tables of which something holds, or "None."."""
+    found: dict[str, list[int]] = {}
+    for row in ROWS:
+        if holds(row):
+            title = f"{row.variant}, {row.n} pairs on each {row.machine.name}"
+            found.setdefault(title, []).append(row.world_size)
+    return [f"- {title}: {_devices(counts)}" for title, counts in found.items()] or ["None."]
+
+
+def _devices(counts: list[int]) -> str:
+    """Some of the numbers of devices in words."""
+    if counts == list(DEVICES):
+        return "any number of devices"
+    return ", ".join(f"{count:,}" for count in counts) + " devices"
+
+
 def table(machine: Machine, variant: str, n: int) -> Iterator[str]:
     """Rows of Markdown: each number of devices and each loss."""
-    config = sr.variants[variant]
-    d = config.image.width
-    towers = n * tower_operations(config) / machine.rate
+    rows = [row for row in ROWS if row[:3] == (machine, variant, n)]
     yield f"### {variant}, {n} pairs on each {machine.name}"
     yield ""
-    yield f"Towers: {1e3 * towers:.1f} ms a step."
+    yield f"Towers: {1e3 * rows[0].towers:.1f} ms a step."
     yield ""
-    yield "| devices | loss | ms | of these waiting | part of the step | MB held |"
-    yield "| --- | --- | --- | --- | --- | --- |"
-    for world_size in DEVICES:
-        for name, projection in PROJECTIONS.items():
-            found = projection(machine, world_size, n, d)
+    yield (
+        "| devices | loss | ms | of these waiting | MB held | sum of gradients, ms | step, ms "
+        "| part of the step |"
+    )
+    yield "| --- | --- | --- | --- | --- | --- | --- | --- |"
+    for row in rows:
+        for name in PROJECTIONS:
+            loss, step = row.loss(name), row.step(name)
             yield (
-                f"| {world_size:,} | {name} | {1e3 * found.seconds:,.2f} "
-                f"| {found.waiting / found.seconds:.0%} "
-                f"| {found.seconds / (found.seconds + towers):.0%} "
-                f"| {found.num_bytes / 1e6:,.1f} |"
+                f"| {row.world_size:,} | {name} | {1e3 * loss.seconds:,.2f} "
+                f"| {loss.waiting / loss.seconds:.0%} | {loss.num_bytes / 1e6:,.1f} "
+                f"| {1e3 * row.sum_of_gradients:,.1f} | {1e3 * step:,.1f} "
+                f"| {loss.seconds / step:.1%} |"
             )
     yield ""
+
+
+def assumptions() -> Iterator[str]:
+    """Rows of Markdown: what the model takes for granted."""
+    yield "| what | value | source |"
+    yield "| --- | --- | --- |"
+    for m in MACHINES:
+        yield (
+            f"| {m.name} | {m.peak / 1e12:.0f} TFLOP/s peak, {m.bandwidth / 1e9:.0f} GB/s a link "
+            f"each way | {m.source} |"
+        )
+    latencies = ", ".join(f"{1e6 * m.latency:.0f} µs with {m.name}" for m in MACHINES)
+    yield f"| latency of a shift | {latencies} | assumed |"
+    yield f"| part of the peak that is reached | {REACHED:.0%} | assumed |"
+    yield (
+        "| embeddings; gradients and sums over lines | bfloat16; float32 | as the losses send them "
+        "|"
+    )
+    yield (
+        "| a shift | all arrays of one `start_shift` pay one latency; the shifts of a device go "
+        "one after the other, in the order in which they are started | as the communicators of "
+        "`siglip_torch` and `siglip_cupy` do it: one group of sends and receives a shift, one "
+        "thread or stream for all |"
+    )
+    yield (
+        "| overlap | shifts of a rotation travel beside a block's products, but for the last one "
+        "of the gradients; the four gathers, of images, texts and the sums over the lines of both, "
+        "come one after the other with nothing beside them | as `siglip_ref/ring/` does it; the "
+        "tests walk through its shifts, waits and products and get the same times |"
+    )
+    yield (
+        "| sizes of the shards, sums of the scalars | log2(W) latencies each, for every loss | as "
+        "`siglip_mpi` and `siglip_torch` do it |"
+    )
+    yield (
+        "| elementwise work; headers; what they and scalars take beside the latency | left out | |"
+    )
+    yield (
+        "| step | towers, then the loss, then the sum of the towers' gradients in float32, with "
+        "no overlap; the optimizer and reading data are left out | as `sr.loss_and_grads` does it; "
+        "the sum as `siglip_mpi` does it, in 2 (W − 1) hops of a W-th each |"
+    )
+    yield (
+        "| towers | matrix products of their blocks, forward and twice that backward, at the same "
+        "part of the peak | counted from the configuration |"
+    )
+    per_device = ", ".join(
+        f"{4 * WIDE * _num_params(variant) / 1e9:.1f} GB with {variant}" for variant in VARIANTS
+    )
+    yield (
+        "| MB held | the most that a device holds at once for the loss, its gradients among it, "
+        "beside its own embeddings, as `siglip_ref/ring/` holds it on NumPy; kernels may hold "
+        "less. Of a gathering the embeddings are 2 W n d s, and the rest are logits. The towers "
+        f"are not in it: parameters, gradients and AdamW's two moments in float32 are {per_device} "
+        "on every device, and the towers' activations are not modelled | `memory.py`, which the "
+        "tests hold to measurements |"
+    )
+
+
+def slower_than_gathered(row: Row, name: str) -> bool:
+    """Whether a loss on the ring takes as long as the gathered softmax, or longer."""
+    return row.loss(name).seconds >= row.loss(GATHERED).seconds
+
+
+def verdict() -> Iterator[str]:
+    """When the ring does not help, from the numbers of the tables, as lines of Markdown."""
+
+    def gain(row: Row) -> float:
+        return (row.loss(GATHERED).seconds - row.loss(SIGMOID).seconds) / row.step(GATHERED)
+
+    def without_latency(row: Row) -> Row:
+        return row._replace(machine=row.machine._replace(latency=0.0))
+
+    for name in (SOFTMAX, SIGMOID):
+        yield f"The {name} takes as long as the gathered softmax, or longer, in these rows:"
+        yield ""
+        yield from rows_where(lambda row, name=name: slower_than_gathered(row, name))
+        yield ""
+    yield (
+        "With few pairs on a device a block is done before the next texts are there, so a device "
+        "waits for most of the time, and what counts is what is sent. With n pairs on a device a "
+        f"hop of the sigmoid is {ELEMENT + WIDE} n d bytes in two shifts, and the four hops of the "
+        f"gathers are {2 * ELEMENT} n d + {2 * LINE} n bytes in four. So the ring pays for more "
+        "bytes and the gathers for more latencies, and the latencies are assumed. If there were "
+        f"none, the {SIGMOID} would take as long as the gathered softmax, or longer, in these rows:"
+    )
+    yield ""
+    yield from rows_where(lambda row: slower_than_gathered(without_latency(row), SIGMOID))
+    yield ""
+    yield (
+        "A gather that sends its arrays together, or along a tree, would save latencies; this "
+        "model has none. The shifts of the sigmoid hide behind a block's products from so many "
+        "pairs on a device on: "
+        + "; ".join(
+            f"{hidden_from(m, sr.variants[variant].image.width):,} with {variant} on {m.name}"
+            for m in MACHINES
+            for variant in VARIANTS
+        )
+        + ". Even then a device waits for the last hop of the gradients."
+    )
+    yield ""
+    yield (
+        f"The {SIGMOID} makes the whole step less than 1% shorter than the gathered softmax does, "
+        "since the loss is a small part of the step or no faster, in these rows:"
+    )
+    yield ""
+    yield from rows_where(lambda row: gain(row) < 0.01)
+    yield ""
+    yield (
+        "What the ring saves is memory: what it holds does not depend on the number of devices, "
+        "and what a gathering holds grows with it. A ring holds as much as the gathering, or more, "
+        "in these rows:"
+    )
+    yield ""
+    yield from rows_where(
+        lambda row: any(
+            row.loss(name).num_bytes >= row.loss(GATHERED).num_bytes for name in (SIGMOID, SOFTMAX)
+        )
+    )
 
 
 def document() -> str:
@@ -171,34 +257,11 @@ def document() -> str:
         "",
         "## Assumptions",
         "",
-        "| what | value | source |",
-        "| --- | --- | --- |",
-    ]
-    lines += [
-        f"| {m.name} | {m.peak / 1e12:.0f} TFLOP/s peak, {m.bandwidth / 1e9:.0f} GB/s a link each "
-        f"way, {1e6 * m.latency:.0f} µs a message | {m.source}; the latency is assumed |"
-        for m in MACHINES
-    ]
-    lines += [
-        f"| part of the peak that is reached | {REACHED:.0%} | assumed |",
-        "| embeddings, gradients | bfloat16, float32 | bytes sent are those of `traffic.py`, which "
-        "the tests hold to counts |",
-        "| overlap | on a ring a message travels beside a block's products; a gather comes first "
-        "| as `siglip_ref/ring/` does it |",
-        "| elementwise work, sums of a few numbers, sums of the towers' gradients | left out | |",
+        *assumptions(),
         "",
         "## When the ring does not help",
         "",
-        "The ring of the sigmoid saves memory, which stays the same where gathering grows with the "
-        "number of devices, and it saves a product. It does not save messages: with few pairs on "
-        "a device a block is done before the next texts are there, so the ring waits for most of "
-        "its time, and its hops come one after the other as those of a gather do. A message of "
-        "bfloat16 texts and float32 gradients hides behind a block's products from (operations a "
-        "second) / (bytes a second) pairs on a device on: "
-        + ", ".join(f"{hidden_from(m):,} with {m.name}" for m in MACHINES)
-        + ". Below that a gather "
-        "by a tree, of which this model knows nothing, would need fewer messages. And where the "
-        "loss is a small part of the step, no loss makes training much faster.",
+        *verdict(),
         "",
         "## Tables",
         "",

@@ -2,8 +2,10 @@
 
     results = simulate(4, program)        # program(mpi) on every rank
 
-A program that uses these methods runs unchanged with `mpi4py.MPI.COMM_WORLD`. A rank that raises,
-or calls `Abort`, ends the others at their next communication.
+A program that uses these methods runs unchanged with `mpi4py.MPI.COMM_WORLD`. As there, a buffer is
+the memory of an array, in the order in which it lies there: TypeError if it is no array, and
+BufferError if it is in pieces, or is to be received into and read-only. A rank that raises, or
+calls `Abort`, ends the others at their next communication.
 """
 
 import threading
@@ -31,6 +33,10 @@ class AbortedError(RuntimeError):
 
 class TruncatedError(RuntimeError):
     """A message is longer than the buffer that was to receive it."""
+
+
+class RankError(RuntimeError):
+    """A message is to or from a rank that there is not."""
 
 
 class Request:
@@ -61,16 +67,16 @@ class Sent(NamedTuple):
     source: int
     tag: int
     context: int
-    data: Buffer
+    data: NDArray[np.uint8]
 
 
 class Posted(NamedTuple):
-    """A buffer that waits for a message."""
+    """Memory that waits for a message."""
 
     source: int
     tag: int
     context: int
-    buffer: Buffer
+    memory: NDArray[np.uint8]
     request: Request
 
     def fits(self, sent: Sent) -> bool:
@@ -81,16 +87,26 @@ class Posted(NamedTuple):
             and self.tag in (ANY, sent.tag)
         )
 
-    def fill(self, data: Buffer) -> None:
-        """Receive the message; a shorter one fills the beginning of the buffer."""
-        if data.nbytes > self.buffer.nbytes:
+    def fill(self, data: NDArray[np.uint8]) -> None:
+        """Receive the message; a shorter one fills the beginning."""
+        if data.size > self.memory.size:
             self.request.error = TruncatedError(
-                f"a message of {data.nbytes} bytes does not fit into {self.buffer.nbytes}"
+                f"a message of {data.size} bytes does not fit into {self.memory.size}"
             )
         else:
-            into = self.buffer.reshape(-1).view(np.uint8)
-            into[: data.nbytes] = data.reshape(-1).view(np.uint8)
+            self.memory[: data.size] = data
             self.request.done = True
+
+
+def memory_of(buf: Buffer, *, written: bool = False) -> NDArray[np.uint8]:
+    """The bytes of an array as they lie in memory, of which they are a view."""
+    if not isinstance(buf, np.ndarray):
+        raise TypeError(f"a buffer must be an array, got {type(buf).__name__}")
+    if not (buf.flags.c_contiguous or buf.flags.f_contiguous):
+        raise BufferError(f"a buffer must lie in one piece, got strides {buf.strides}")
+    if written and not buf.flags.writeable:
+        raise BufferError("a buffer to receive into must be writeable, got a read-only array")
+    return buf.ravel(order="K").view(np.uint8)
 
 
 class Group:
@@ -133,7 +149,8 @@ class SimulatedMPI:
     def Iprobe(self, source: int = ANY, tag: int = ANY) -> bool:  # noqa: N802
         """Whether a message is there to be received."""
         self._check()
-        wanted = Posted(source, tag, _MESSAGE, np.empty(0), Request(self._check))
+        nowhere = np.empty(0, dtype=np.uint8)
+        wanted = Posted(source, tag, _MESSAGE, nowhere, Request(self._check))
         with self._group.lock:
             return any(wanted.fits(sent) for sent in self._group.sent[self._rank])
 
@@ -148,27 +165,43 @@ class SimulatedMPI:
     ) -> None:
         """Send one buffer and receive another."""
         if recvbuf is None:
-            raise ValueError("recvbuf must be an array to receive into, got None")
+            raise TypeError("recvbuf must be an array to receive into, got None")
         request = self.Irecv(recvbuf, source, recvtag)
         self.Isend(sendbuf, dest, sendtag)
         request.Wait()
 
     def Allgather(self, sendbuf: Buffer, recvbuf: Buffer) -> None:  # noqa: N802
-        """Every rank's buffer, one after the other, on all ranks."""
-        parts = recvbuf.reshape(self._group.size, -1)
-        requests = [
-            self._receive(parts[rank], rank, 0, _COLLECTIVE) for rank in range(self._group.size)
-        ]
-        for rank in range(self._group.size):
+        """Every rank's buffer, one after the other, on all ranks.
+
+        Raises ValueError unless `recvbuf` has a number of elements that the ranks can share.
+        """
+        size = self._group.size
+        if recvbuf.size % size:
+            raise ValueError(
+                f"recvbuf must have a multiple of {size} elements, one part for each rank, "
+                f"got {recvbuf.size}"
+            )
+        parts = memory_of(recvbuf, written=True).reshape(size, -1)
+        requests = [self._receive(parts[rank], rank, 0, _COLLECTIVE) for rank in range(size)]
+        for rank in range(size):
             self._send(sendbuf, rank, 0, _COLLECTIVE)
         for request in requests:
             request.Wait()
 
     def Allreduce(self, sendbuf: Buffer, recvbuf: Buffer) -> None:  # noqa: N802
-        """The sum of all ranks' buffers, added up in their order, on all ranks."""
-        parts = np.empty((self._group.size, *sendbuf.shape), dtype=sendbuf.dtype)
+        """The sum of all ranks' buffers, added up in their order, on all ranks.
+
+        Raises ValueError unless both have as many elements of one dtype.
+        """
+        if (sendbuf.size, sendbuf.dtype) != (recvbuf.size, recvbuf.dtype):
+            raise ValueError(
+                "sendbuf and recvbuf must have as many elements of one dtype, "
+                f"got {sendbuf.size} of {sendbuf.dtype} and {recvbuf.size} of {recvbuf.dtype}"
+            )
+        into = memory_of(recvbuf, written=True).view(recvbuf.dtype)
+        parts = np.empty((self._group.size, sendbuf.size), dtype=sendbuf.dtype)
         self.Allgather(sendbuf, parts)
-        recvbuf[...] = np.sum(parts, axis=0)
+        into[...] = np.sum(parts, axis=0, dtype=sendbuf.dtype)
 
     def Barrier(self) -> None:  # noqa: N802 - mpi4py's name
         """Return when all ranks have come here."""
@@ -182,7 +215,8 @@ class SimulatedMPI:
 
     def _send(self, buf: Buffer, dest: int, tag: int, context: int) -> Request:
         self._check()
-        sent = Sent(self._rank, tag, context, np.array(buf, copy=True))
+        self._check_rank("dest", dest)
+        sent = Sent(self._rank, tag, context, memory_of(buf).copy())
         with self._group.lock:
             posted = self._group.posted[dest]
             for number, receive in enumerate(posted):
@@ -197,8 +231,10 @@ class SimulatedMPI:
 
     def _receive(self, buf: Buffer, source: int, tag: int, context: int) -> Request:
         self._check()
+        if source != ANY:
+            self._check_rank("source", source)
         request = Request(self._check)
-        receive = Posted(source, tag, context, buf, request)
+        receive = Posted(source, tag, context, memory_of(buf, written=True), request)
         with self._group.lock:
             waiting = self._group.sent[self._rank]
             for number, sent in enumerate(waiting):
@@ -208,6 +244,10 @@ class SimulatedMPI:
             else:
                 self._group.posted[self._rank].append(receive)
         return request
+
+    def _check_rank(self, name: str, rank: int) -> None:
+        if not 0 <= rank < self._group.size:
+            raise RankError(f"{name} must be a rank below {self._group.size}, got {rank}")
 
     def _check(self) -> None:
         if self._group.aborted is not None:

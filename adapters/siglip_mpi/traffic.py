@@ -1,4 +1,7 @@
-"""What the losses send: the formulas of docs/ring.md, which the counts are held to."""
+"""What the losses send: the formulas of docs/ring.md, which the counts are held to.
+
+They are for shards of one size: n images and m texts on every rank.
+"""
 
 from typing import NamedTuple
 

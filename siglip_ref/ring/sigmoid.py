@@ -32,8 +32,9 @@ def sigmoid_loss(
 
     One rotation: a logit's gradient needs no other logit, so when the texts of a rank come by,
     their gradient by the images here is complete at once. It travels in at least float32 behind
-    them, and is home after as many steps as there are ranks. Beside inputs and outputs a rank
-    holds a few shards and O(tile² + tile d) more, whatever the number of ranks.
+    them, and is home after as many steps as there are ranks. Beside its shards a rank holds up to
+    2 m d numbers like theirs, (5 m + 3 n) d of gradients, (n + m) d of copies in float32 where the
+    embeddings are narrower, and O(tile² + tile d), whatever the number of ranks.
 
     Raises ValueError as `tiled_sigmoid_loss` does, and on all ranks if the shards do not fit
     together.
@@ -70,8 +71,9 @@ def sigmoid_loss(
     def merge(one: Arrays, other: Arrays) -> Arrays:
         return (one[0] + other[0],)
 
-    state = (xp.zeros_like(wide_zimg), zeros)
-    (dzimg, scalars), (dztxt,) = rotation(visit, merge, state, (ztxt,), texts, comm)
+    (dzimg, scalars), (dztxt,) = rotation(
+        visit, merge, (xp.zeros_like(wide_zimg), zeros), (ztxt,), texts, comm
+    )
     scalars = comm.sum(scalars)
     return scalars[0], SigmoidLossCotangents(
         cast_like(dzimg, zimg),

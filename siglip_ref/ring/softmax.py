@@ -107,9 +107,13 @@ def softmax_loss(
     def merge(one: Arrays, other: Arrays) -> Arrays:
         return (one[0] + other[0],)
 
-    zeros = tuple(xp.zeros_like(wide_zimg[image_tile, :]) for image_tile in image_tiles)
     (dzimg, dt_prime), (dztxt,) = rotation(
-        visit, merge, (zeros, xp.zeros_like(loss)), (ztxt, text_sums), texts, comm
+        visit,
+        merge,
+        (tuple(xp.zeros_like(wide_zimg[part, :]) for part in image_tiles), xp.zeros_like(loss)),
+        (ztxt, text_sums),
+        texts,
+        comm,
     )
     scalars = comm.sum(xp.stack((loss, dt_prime)))
     return scalars[0], SoftmaxLossCotangents(

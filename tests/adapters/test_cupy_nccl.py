@@ -192,8 +192,8 @@ def test_of_a_sum_the_rank_with_another_shape_or_dtype_is_named(odd, said, adapt
     for error in on_ranks(adapter, 3, program):
         assert error.ranks == (1,)
         assert error.step == COLLECTIVE
-        assert f"rank 1 sent {said} in a sum over the ranks, where rank " in str(error)
-        assert str(error).endswith(" expected float64 (2,) in a sum over the ranks")
+        assert f"rank 1 sent {said} in a sum or gather over the ranks, where rank " in str(error)
+        assert str(error).endswith(" expected float64 (2,) in a sum or gather over the ranks")
 
 
 @pytest.fixture

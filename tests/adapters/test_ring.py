@@ -1,6 +1,8 @@
 """The losses on a ring: whatever the sharding, they are those of a single device."""
 
-import tracemalloc
+import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,11 +10,11 @@ from array_api_compat import array_namespace, device
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import ring_memory_program
 import siglip_mpi
 import siglip_ref as sr
 from backends import BACKENDS, library
-from siglip_mpi import communicator, simulate
-from siglip_mpi.communicator import MpiShift
+from siglip_mpi import communicator, memory, simulate
 from siglip_spec import check_subject
 from siglip_spec.operations import Answer
 from siglip_spec.subject import RefusedError
@@ -158,62 +160,25 @@ def test_bfloat16_shards_travel_as_they_are_with_gradients_in_float32(name):
     np.testing.assert_allclose(joined, whole[1].dztxt, rtol=2.0**-8, atol=2.0**-20)
 
 
-class Alone:
-    """Rank 0 of a ring whose other ranks send what it sends: there is no memory but its own."""
-
-    def __init__(self, world_size):
-        self.rank, self.world_size = 0, world_size
-
-    def start_shift(self, arrays, **_):
-        coming = tuple(np.copy(array) for array in arrays)  # is on its way while others are used
-        return MpiShift(lambda: coming)
-
-    def sum(self, array):
-        return self.world_size * array
-
-    def gather(self, values):
-        return (values,) * self.world_size
-
-
-def memory_of_a_rank(loss, world_size, n=128, d=128):
-    """Most bytes that a rank holds at once beside its shards."""
-    rng = np.random.default_rng(0)
-    zimg, ztxt = unit_rows(rng, n, d), unit_rows(rng, n, d)
-    loss(zimg, ztxt, Alone(world_size))  # what a first call keeps for the next is not counted
-    tracemalloc.start()
-    try:
-        loss(zimg, ztxt, Alone(world_size))
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-
-
-def ring_sigmoid(zimg, ztxt, comm):
-    return sr.ring.sigmoid_loss(zimg, ztxt, T_PRIME, B, comm, tile=32)
-
-
-def ring_softmax(zimg, ztxt, comm):
-    return sr.ring.softmax_loss(zimg, ztxt, T_PRIME, comm, tile=32)
-
-
-def gathered_softmax(zimg, ztxt, comm):
-    return sr.ring.allgather_softmax_loss(zimg, ztxt, T_PRIME, comm)
-
-
-@pytest.mark.parametrize("loss", [ring_sigmoid, ring_softmax])
-def test_the_memory_of_a_rank_does_not_grow_with_the_number_of_ranks(loss):
-    shard = 128 * 128 * 8
+def test_a_rank_holds_what_the_formula_says_and_a_few_tiles_on_any_number_of_ranks():
     # With fewer than four ranks there is not always a shard on its way in both directions.
-    few, many = memory_of_a_rank(loss, 4), memory_of_a_rank(loss, 12)
-    assert many < 1.15 * few
-    # Two outputs, the sum of the images' gradients before and after an addition, three shards of
-    # texts and three of gradients with one more while they are added, and a tile.
-    assert many < 12 * shard
+    cases = [
+        (name, dtype, world_size, 96, 128, 512)
+        for name in memory.FORMULAS
+        for dtype in ("float64", "float32", "float16")
+        for world_size in (4, 8)
+    ]
+    command = [sys.executable, ring_memory_program.__file__, json.dumps(cases)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert run.returncode == 0, run.stderr
+    for (name, dtype, *shape), held in zip(cases, json.loads(run.stdout), strict=True):
+        said = memory.FORMULAS[name](*shape, np.dtype(dtype).itemsize)
+        assert said <= held < 1.08 * said, (name, dtype, shape)
 
 
-def test_the_memory_of_gathered_embeddings_and_their_logits_does_grow():
-    few, many = memory_of_a_rank(gathered_softmax, 4), memory_of_a_rank(gathered_softmax, 12)
-    assert many > 2.5 * few
+@pytest.mark.parametrize("name", ["sigmoid_ring", "softmax_ring"])
+def test_the_formula_of_a_ring_does_not_grow_with_the_number_of_ranks(name):
+    assert memory.FORMULAS[name](4, 96, 128, 512, 4) == memory.FORMULAS[name](8, 96, 128, 512, 4)
 
 
 class RingSubject:

@@ -3,13 +3,14 @@
 import itertools
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 
 import siglip_ref as sr
 from backends import NUMPY, library
-from siglip_mpi import Counted, communicator, simulate
+from siglip_mpi import Counted, communicator, memory, simulate
 from siglip_mpi.count import main
 from siglip_mpi.traffic import FORMULAS, Traffic
 
@@ -20,6 +21,16 @@ TITLES = {
     "softmax on the ring": "softmax_ring",
     "softmax, all gathered": "allgather_softmax",
 }
+
+
+class Still(NamedTuple):
+    """A communicator that sends nothing."""
+
+    rank: int
+    world_size: int
+
+    def start_shift(self, arrays, *, rows, step):
+        pass
 
 
 def sigmoid_ring(zimg, ztxt, comm, asarray):
@@ -49,6 +60,18 @@ def counts_of(loss, world_size, dtype, asarray=np.asarray):
     return simulate(world_size, program)
 
 
+@pytest.mark.parametrize("name", LOSSES)
+def test_bfloat16_is_counted_as_float16_is(name):
+    torch = library("torch")
+    counted = counts_of(
+        LOSSES[name],
+        2,
+        np.float32,
+        lambda x: torch.asarray(x).bfloat16() if np.ndim(x) else torch.asarray(x),
+    )
+    assert counted == [FORMULAS[name](2, N, M, D, 2)] * 2
+
+
 def test_every_loss_on_a_ring_has_a_formula():
     assert LOSSES.keys() == FORMULAS.keys()
 
@@ -71,9 +94,9 @@ def test_arrays_of_other_libraries_are_counted_alike(name):
 # --- what docs/ring.md says -----------------------------------------------------------------------
 
 
-def documented():
-    """The rows of the table of what a device sends, by the name of their formula."""
-    section = DOCUMENT.read_text("utf-8").partition("## What a device sends")[2].partition("##")[0]
+def documented(title):
+    """The rows of the table in a section, by the name of their formula."""
+    section = DOCUMENT.read_text("utf-8").partition(f"## {title}")[2].partition("##")[0]
     rows = [line.strip("| ").split(" | ") for line in section.splitlines() if "|" in line]
     return {TITLES[title]: cells for title, *cells in rows[2:]}
 
@@ -95,16 +118,30 @@ def test_a_printed_formula_is_read_as_it_is_meant():
     assert value("(W − 1) m (2 d s + 8 s′)", W=3, m=5, d=7, s=2, s_=4) == 2 * 5 * (28 + 32)
 
 
-def test_the_document_has_a_row_for_every_formula():
-    assert documented().keys() == FORMULAS.keys()
+SHAPES = [(1, 2, 3, 5), (2, 2, 3, 5), (7, 11, 13, 768)]
+
+
+@pytest.mark.parametrize("title", ["What a device sends", "What a device holds"])
+def test_the_document_has_a_row_for_every_formula(title):
+    assert documented(title).keys() == FORMULAS.keys() == memory.FORMULAS.keys()
+
+
+@pytest.mark.parametrize("element", [8, 4, 2])
+@pytest.mark.parametrize("name", FORMULAS)
+def test_the_document_says_what_a_device_holds_as_the_formula_does(name, element):
+    num_bytes, more = documented("What a device holds")[name]
+    for world_size, n, m, d in SHAPES:
+        quantities = {"W": world_size, "n": n, "m": m, "d": d, "s": element, "s_": max(element, 4)}
+        said = value(num_bytes, **quantities) + (element < 4) * value(more, **quantities)
+        assert said == memory.FORMULAS[name](world_size, n, m, d, element)
 
 
 @pytest.mark.parametrize("element", [8, 4, 2])
 @pytest.mark.parametrize("name", FORMULAS)
 def test_the_document_says_what_the_formula_does(name, element):
-    messages, num_bytes, summed = documented()[name]
+    messages, num_bytes, summed = documented("What a device sends")[name]
     number, _, which = summed.partition(": ")
-    for world_size, n, m, d in [(1, 2, 3, 5), (2, 2, 3, 5), (7, 11, 13, 768)]:
+    for world_size, n, m, d in SHAPES:
         quantities = {"W": world_size, "n": n, "m": m, "d": d, "s": element, "s_": max(element, 4)}
         said = Traffic(value(messages, **quantities), value(num_bytes, **quantities), int(number))
         assert said == FORMULAS[name](world_size, n, m, d, element)
@@ -136,6 +173,17 @@ def test_the_command_counts_a_run_and_shows_the_formula_beside_it(capsys):
         messages, num_bytes, summed = formula(3, 4, 4, 8, 2)
         cells = [cell.strip() for cell in rows[name].split("|")[2:-1]]
         assert cells == [f"{messages:,}", f"{num_bytes:,}", f"{num_bytes:,}", str(summed)]
+
+
+def test_the_command_shows_the_rank_that_sends_most(capsys, monkeypatch):
+    def lazy(zimg, ztxt, comm):
+        for _ in range(comm.rank):
+            comm.start_shift((ztxt,), rows=len(ztxt), step=0)
+
+    monkeypatch.setattr("siglip_mpi.count.LOSSES", {"sigmoid_ring": lazy})
+    monkeypatch.setattr("siglip_mpi.count.communicator", lambda mpi: Still(mpi.Get_rank(), 3))
+    main(["--world-size", "3", "--pairs", "4", "--width", "8"])
+    assert "| sigmoid_ring | 2 | 256 |" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("option", ["--world-size", "--pairs", "--width"])

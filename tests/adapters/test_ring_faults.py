@@ -5,6 +5,7 @@ The ranks are threads in some of these tests and processes under mpiexec in othe
 
 import ast
 import contextlib
+import json
 import os
 import re
 import signal
@@ -90,7 +91,7 @@ def test_two_silent_ranks_are_both_named():
         comm = communicator(mpi, timeout=0.5)
         if comm.rank in (1, 3):
             return None
-        with pytest.raises(RingError) as caught:
+        with pytest.raises(RingError, match="in a sum or gather over the ranks") as caught:
             comm.gather((comm.rank,))
         return caught.value.ranks
 
@@ -146,9 +147,9 @@ def test_a_notice_says_what_was_sent_and_what_was_expected():
 # --- real processes -------------------------------------------------------------------------------
 
 
-def mpiexec(*arguments, timeout=60):
+def mpiexec(*arguments, ranks=4, timeout=60):
     library("mpi4py.MPI")
-    command = [str(Path(sys.executable).with_name("mpiexec")), "-n", str(len(COUNTS))]
+    command = [str(Path(sys.executable).with_name("mpiexec")), "-n", str(ranks)]
     return subprocess.run(
         [*command, sys.executable, str(PROGRAM), *arguments],
         capture_output=True,
@@ -191,7 +192,20 @@ def test_the_same_program_runs_under_mpiexec_with_the_same_numbers():
     assert ast.literal_eval(run.stdout) == simulate(len(COUNTS), program)
 
 
-@pytest.mark.parametrize("fault", ["lost", "stopped", "nan", "raises"])
+def test_rings_of_1_to_8_processes_and_uneven_shards_give_the_numbers_of_a_single_device(tmp_path):
+    file = tmp_path / "worlds.json"
+    run = mpiexec("worlds", str(file), ranks=8)
+    assert run.returncode == 0, run.stderr
+    errors = json.loads(file.read_text())
+    assert errors.keys() == {
+        f"{loss} on {size}"
+        for loss in ("sigmoid", "softmax", "gathered softmax")
+        for size in range(1, 9)
+    }
+    assert {name: error for name, error in errors.items() if not error <= 1e-12} == {}
+
+
+@pytest.mark.parametrize("fault", ["lost", "stopped", "nan", "raises", "dtype", "width"])
 def test_processes_stop_in_time_and_name_the_rank_and_the_ring_step(fault, reports):
     run = mpiexec(fault, "1", str(reports))
     assert run.returncode != 0

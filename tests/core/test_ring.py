@@ -3,6 +3,8 @@
 Under `jax.vmap` with a named axis, JAX runs the program on every rank of the axis at once.
 """
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -64,6 +66,41 @@ class Alone:
         return (values,) if self.sizes is None else self.sizes
 
 
+class Noted(Arrived):
+    """A shift that says when it is waited for."""
+
+    def __init__(self, arrays, note):
+        super().__init__(arrays)
+        self._note = note
+
+    def wait(self):
+        self._note()
+        return super().wait()
+
+
+class Recording:
+    """Rank 0 of a ring whose other ranks send what it sends; it writes down what happens when."""
+
+    def __init__(self, world_size):
+        self.rank, self.world_size = 0, world_size
+        self.happened = []
+
+    def start_shift(self, arrays, *, rows, step):  # noqa: ARG002
+        number = sum(what.startswith("start") for what in self.happened)
+        self.happened.append(f"start {number}")
+        return Noted(arrays, lambda: self.happened.append(f"wait {number}"))
+
+    def pairs(self, rows, columns):
+        self.happened.append("block")
+        return sr.losses.diagonal(rows, columns)
+
+    def sum(self, array):
+        return array
+
+    def gather(self, values):
+        return (values,) * self.world_size
+
+
 def unit_rows(rng, n, d):
     z = rng.standard_normal((n, d))
     return z / np.linalg.norm(z, axis=1, keepdims=True)
@@ -101,6 +138,39 @@ def test_compiled_for_all_ranks_at_once_it_gives_the_numbers_of_one_device(world
             got = np.asarray(getattr(grads, name))
             got = got.reshape(true.shape) if true.ndim else got
             np.testing.assert_allclose(got, true, rtol=0, atol=1e-12)
+
+
+def schedule(world_size, first):
+    """One rotation: shifts are numbered from `first` on in the order in which they start."""
+    happens, number, sums = [], first, None
+    for step in range(world_size):
+        texts = number if step < world_size - 1 else None
+        if texts is not None:
+            happens.append(f"start {texts}")  # the texts of the next step, before this one's block
+            number += 1
+        happens.append("block")
+        if step > 0:
+            if sums is not None:
+                happens.append(f"wait {sums}")  # has travelled beside the block
+            happens.append(f"start {number}")
+            sums, number = number, number + 1
+        if texts is not None:
+            happens.append(f"wait {texts}")
+    return happens + ([] if sums is None else [f"wait {sums}"])
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("rotations", [1, 2], ids=["sigmoid", "softmax"])
+def test_the_next_texts_set_out_before_a_block_and_are_waited_for_after_it(rotations, world_size):
+    z = unit_rows(np.random.default_rng(0), 2, 3)
+    comm = Recording(world_size)
+    if rotations == 1:
+        sr.ring.sigmoid_loss(z, z, T_PRIME, B, comm, pairs=comm.pairs)
+    else:
+        sr.ring.softmax_loss(z, z, T_PRIME, comm, pairs=comm.pairs)
+    shifts = 2 * (world_size - 1)
+    expected = (schedule(world_size, shifts * rotation) for rotation in range(rotations))
+    assert comm.happened == list(itertools.chain.from_iterable(expected))
 
 
 @given(n=st.integers(1, 6), m=st.integers(1, 6), tile=st.integers(1, 7), seed=st.integers(0))
