@@ -205,10 +205,10 @@ def loss_and_grads(
 
     xp = array_namespace(images, tokens)
     if remat == "towers":
-        size, part_map, execution = microbatch, parallel_map, WHOLE
+        size, part_map, execution = microbatch, parallel_map, Execution(use_up=True)
     else:
         size, part_map = None, map
-        execution = Execution(remat == "blocks", microbatch, parallel_map)
+        execution = Execution(remat == "blocks", microbatch, parallel_map, use_up=True)
     parts = [
         *(Part("img", rows, images[rows, ...]) for rows in _microbatches(images, size)),
         *(Part("txt", rows, tokens[rows, ...]) for rows in _microbatches(tokens, size)),

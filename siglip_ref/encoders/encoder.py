@@ -28,7 +28,7 @@ class RematResiduals(NamedTuple):
 class EncoderResiduals(NamedTuple):
     """What `encoder_bwd` needs from `encoder_fwd`: of each block, for each microbatch."""
 
-    blocks: tuple[tuple[BlockResiduals | RematResiduals, ...], ...]
+    blocks: list[tuple[BlockResiduals | RematResiduals, ...]]
     norm: LayerNormResiduals
 
 
@@ -58,7 +58,7 @@ def encoder_fwd(
         x, res = forward_in_parts(partial(forward, block=block), x, execution)
         blocks.append(res)
     out, norm = layer_norm_fwd(x, params["encoder_norm"], config.layer_norm_eps)
-    return out, EncoderResiduals(tuple(blocks), norm)
+    return out, EncoderResiduals(blocks, norm)
 
 
 def encoder_bwd(
@@ -67,7 +67,7 @@ def encoder_bwd(
     config: ImageConfig | TextConfig,
     execution: Execution = WHOLE,
 ) -> tuple[Float[Array, "n l d"], dict[str, BlockParams], LayerNormParams]:
-    """Cotangents (dx, dblocks, dencoder_norm)."""
+    """Cotangents (dx, dblocks, dencoder_norm). With `use_up` no blocks are left in `res`."""
 
     def backward(
         res: BlockResiduals | RematResiduals, dout: Float[Array, "n l d"]
@@ -80,7 +80,8 @@ def encoder_bwd(
     dx, encoder_norm = layer_norm_bwd(res.norm, dout)
     blocks: dict[str, BlockParams] = {}
     for index in reversed(range(config.depth)):
-        name, parts = block_name(index), res.blocks[index]
+        name = block_name(index)
+        parts = res.blocks.pop() if execution.use_up else res.blocks[index]
         dx, blocks[name] = backward_in_parts(backward, parts, dx, execution)
     return dx, dict(sorted(blocks.items())), encoder_norm
 

@@ -23,11 +23,15 @@ class Execution(NamedTuple):
         layer holds in its course, and a gradient before it is summed, is that small then.
     parallel_map
         How the microbatches of a layer are mapped over.
+    use_up
+        Let the backward pass take the residuals of each block out of the list that holds them, so
+        that they go as the gradients come. Without, it may be run on them again.
     """
 
     remat: bool = False
     microbatch: int | None = None
     parallel_map: Map = map
+    use_up: bool = False
 
 
 WHOLE = Execution()

@@ -75,6 +75,22 @@ def test_a_rematerialised_stack_has_the_same_bits_and_keeps_one_input_a_block():
         np.testing.assert_array_equal(gradient, want[path], err_msg=path)
 
 
+def test_residuals_serve_again_unless_they_are_used_up():
+    x = np.random.default_rng(6).standard_normal((2, 5, 6))
+    dout = np.random.default_rng(7).standard_normal(x.shape)
+    _, res = encoders.encoder_fwd(x, PARAMS["txt"], CONFIG.text)
+    runs = [
+        encoders.encoder_bwd(res, dout, CONFIG.text, Execution(use_up=use_up))
+        for use_up in (False, False, True)
+    ]
+    assert res.blocks == []
+    for dx, blocks, norm in runs[1:]:
+        np.testing.assert_array_equal(dx, runs[0][0])
+        for path, gradient in flatten({"blocks": blocks, "norm": norm}).items():
+            want = flatten({"blocks": runs[0][1], "norm": runs[0][2]})[path]
+            np.testing.assert_array_equal(gradient, want, err_msg=path)
+
+
 def test_probes_of_a_rematerialised_stack_are_refused():
     x = np.zeros((1, 5, 6))
     _, res = encoders.encoder_fwd(x, PARAMS["txt"], CONFIG.text, REMAT)

@@ -1,5 +1,6 @@
 """The model as a whole: embeddings, the loss of a batch, and the gradient of every parameter."""
 
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -9,6 +10,7 @@ import siglip_ref as sr
 from agreement import assert_same_bits, assert_same_gradients
 from backends import BACKENDS, library, map_arrays
 from siglip_ref import losses, model
+from siglip_ref.encoders import encoder
 from siglip_ref.tree import flatten
 from strategies import random_params
 
@@ -166,6 +168,23 @@ def test_threads_keep_every_bit(remat):
     with ThreadPoolExecutor(2) as pool:
         got = sr.loss_and_grads(*inputs, CONFIG, microbatch=2, remat=remat, parallel_map=pool.map)
     assert_same_bits(got, want)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("remat", ["nothing", "blocks", "towers"])
+def test_the_residuals_of_a_block_go_before_the_gradients_of_the_next(remat, monkeypatch):
+    params, *inputs = batch(CONFIG)
+    earlier, alive = [], []
+    backward = encoder.block_bwd
+
+    def block_bwd(res, dout):
+        alive.append(sum(hidden() is not None for hidden in earlier))
+        earlier.append(weakref.ref(res.mlp.hidden))
+        return backward(res, dout)
+
+    monkeypatch.setattr(encoder, "block_bwd", block_bwd)
+    sr.loss_and_grads(params, *inputs, CONFIG, remat=remat)
+    assert alive == [0] * (CONFIG.image.depth + CONFIG.text.depth)
 
 
 @every_loss

@@ -105,10 +105,9 @@ BLOCKS = (
             ),
             Edit(
                 _ENCODER,
-                "for index in reversed(range(config.depth)):\n"
-                "    name, parts = block_name(index), res.blocks[index]",
-                "for number in reversed(range(2 * config.depth)):\n"
-                "    name, parts = block_name(number % config.depth), res.blocks[number]",
+                "for index in reversed(range(config.depth)):\n    name = block_name(index)",
+                "for index in reversed(range(2 * config.depth)):\n"
+                "    name = block_name(index % config.depth)",
             ),
             Edit(
                 _ENCODER,
