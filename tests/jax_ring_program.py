@@ -113,17 +113,19 @@ def each_for_itself(kind, world_size, check_vma):
 
 
 def core(name, world_size):
-    """The core's ring over a JaxCommunicator."""
+    """The core's ring over a JaxCommunicator, with pairs that match on any two devices."""
     kind = "sigmoid" if name == "sigmoid_loss" else "softmax"
-    inputs, _ = batch(kind, world_size)
+    inputs, groups = batch(kind, world_size)
+    pairs = losses.same_group(jnp.asarray(groups), jnp.asarray(groups))
 
     def ring(*shards):
-        loss, grads = getattr(sr.ring, name)(*shards, siglip_jax.JaxCommunicator("ring"))
+        comm = siglip_jax.JaxCommunicator("ring")
+        loss, grads = getattr(sr.ring, name)(*shards, comm, pairs=pairs)
         return loss, tuple(grads)
 
     outputs = (P(), (P("ring"), P("ring"), P(), P())[: len(inputs)])
     loss, grads = jax.jit(shard_map(world_size, ring, len(inputs), outputs=outputs))(*inputs)
-    want = WHOLE[kind](*inputs)
+    want = WHOLE[kind](*inputs, pairs=losses.same_group(groups, groups))
     return worst((loss, *grads), (want[0], *want[1]))
 
 
