@@ -33,6 +33,8 @@ jax.config.update("jax_enable_x64", True)
 WORLD_SIZES = range(1, 9)
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 RINGS = {"sigmoid": siglip_jax.ring_sigmoid_loss, "softmax": siglip_jax.ring_softmax_loss}
+LOCAL = {"sigmoid": siglip_jax.sigmoid_loss, "softmax": siglip_jax.softmax_loss}
+CORE = ("sigmoid_loss", "softmax_loss", "allgather_softmax_loss")
 WHOLE = {"sigmoid": losses.tiled_sigmoid_loss, "softmax": losses.tiled_softmax_loss}
 EQUAL_SHARDS = "shard_map has shards of one size"
 WHOLE_ARRAYS = P()
@@ -85,18 +87,45 @@ def groups_of_the_batch(kind, world_size):
     return worst((value, *grads), (want[0], *want[1]))
 
 
-def core(name, world_size):
-    """The core's ring over a JaxCommunicator."""
-    kind = "sigmoid" if name == "sigmoid_loss" else "softmax"
+def each_for_itself(kind, world_size, check_vma):
+    """The losses of one device, on the shard of each: t' and b get the sum of their gradients."""
     inputs, _ = batch(kind, world_size)
 
+    def losses_of_devices(*shards):
+        return LOCAL[kind](*shards, tile=2)[None]
+
+    mapped = shard_map(world_size, losses_of_devices, len(inputs), check_vma, P("ring"))
+    factors = np.arange(1.0, world_size + 1)  # so that each device has a cotangent of its own
+
+    def total(*arguments):
+        return jnp.dot(factors, mapped(*arguments))
+
+    value, grads = jax.jit(jax.value_and_grad(total, argnums=range(len(inputs))))(*inputs)
+    shards = zip(*(np.split(x, world_size) for x in inputs[:2]), strict=True)
+    found = [WHOLE[kind](*shard, *inputs[2:]) for shard in shards]
+    values = [factor * loss for factor, (loss, _) in zip(factors, found, strict=True)]
+    parts = zip(
+        *([factor * x for x in g] for factor, (_, g) in zip(factors, found, strict=True)),
+        strict=True,
+    )
+    want = [np.concatenate(part) if part[0].ndim else sum(part) for part in parts]
+    return worst((value, *grads), (sum(values), *want))
+
+
+def core(name, world_size):
+    """The core's ring over a JaxCommunicator, with pairs that match on any two devices."""
+    kind = "sigmoid" if name == "sigmoid_loss" else "softmax"
+    inputs, groups = batch(kind, world_size)
+    pairs = losses.same_group(jnp.asarray(groups), jnp.asarray(groups))
+
     def ring(*shards):
-        loss, grads = getattr(sr.ring, name)(*shards, siglip_jax.JaxCommunicator("ring"))
+        comm = siglip_jax.JaxCommunicator("ring")
+        loss, grads = getattr(sr.ring, name)(*shards, comm, pairs=pairs)
         return loss, tuple(grads)
 
     outputs = (P(), (P("ring"), P("ring"), P(), P())[: len(inputs)])
     loss, grads = jax.jit(shard_map(world_size, ring, len(inputs), outputs=outputs))(*inputs)
-    want = WHOLE[kind](*inputs)
+    want = WHOLE[kind](*inputs, pairs=losses.same_group(groups, groups))
     return worst((loss, *grads), (want[0], *want[1]))
 
 
@@ -107,8 +136,12 @@ def errors():
         for world_size in (1, 4):
             yield f"{kind} {world_size} unchecked", diagonal(kind, world_size, check_vma=False)
         yield f"{kind} 3 groups", groups_of_the_batch(kind, 3)
-    for name in ("sigmoid_loss", "softmax_loss", "allgather_softmax_loss"):
-        yield f"core {name}", core(name, 3)
+        for check_vma in (True, False):
+            checks = "checked" if check_vma else "unchecked"
+            yield f"{kind} each for itself {checks}", each_for_itself(kind, 2, check_vma)
+    for name in CORE:
+        for world_size in WORLD_SIZES:
+            yield f"core {name} {world_size}", core(name, world_size)
 
 
 def kit(dtype):

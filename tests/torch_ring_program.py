@@ -3,7 +3,10 @@
 torchrun --nproc-per-node 2 torch_ring_program.py [fault in mid-ring] [on which rank]
 """
 
+import copy
+import pickle
 import sys
+import threading
 import time
 from datetime import timedelta
 from itertools import pairwise
@@ -15,7 +18,7 @@ import torch.distributed as dist
 
 import siglip_ref as sr
 from ring_program import TIMEOUT, Faulty
-from siglip_torch import TorchCommunicator, world
+from siglip_torch import SigLipLoss, TorchCommunicator, world
 
 T_PRIME, B = np.asarray(1.5), np.asarray(-2.0)
 
@@ -96,6 +99,53 @@ def run_with_fault(rank, world_size, fault, at, group=None):
 def faulty(rank, world_size, fault, at):
     """The same in a group of its own, since a group is of no use after a fault."""
     return run_with_fault(rank, world_size, fault, at, dist.new_group(range(world_size)))
+
+
+def loss_of(module, rank, dtype=torch.float64, pairs=3):
+    """What a `SigLipLoss` says of pairs that differ from rank to rank."""
+    rng = np.random.default_rng(rank)
+    zimg, ztxt = torch.tensor(rng.standard_normal((2, pairs, 5)), dtype=dtype)
+    return module(zimg, ztxt, torch.tensor(4.7), torch.tensor(-2.3))
+
+
+def life_of_a_module(rank, world_size, folder):
+    """How many threads a `SigLipLoss` and its copy have at each time, and what they say."""
+    before = threading.active_count()
+
+    def threads(wanted):
+        end = time.monotonic() + 10.0
+        while threading.active_count() - before != wanted and time.monotonic() < end:
+            time.sleep(0.01)
+        return threading.active_count() - before
+
+    module = SigLipLoss(rank=rank, world_size=world_size)
+    losses, found = [loss_of(module, rank).item()], {"with one": threads(1)}
+    copied = pickle.loads(pickle.dumps(copy.deepcopy(module)))
+    losses.append(loss_of(copied, rank).item())
+    found["with a copy"] = threads(2)
+    dist.destroy_process_group()
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/group", rank=rank, world_size=world_size
+    )
+    losses += [loss_of(x, rank).item() for x in (module, copied)]
+    found["in another group"] = threads(2)
+    del module, copied
+    found["without"] = threads(0)
+    return found, losses
+
+
+def dtype_of_the_loss(rank, world_size, dtype):
+    """The dtype that a `SigLipLoss` gives for features of another."""
+    return loss_of(SigLipLoss(rank=rank, world_size=world_size), rank, dtype).dtype
+
+
+def nothing_on_rank_1(rank, world_size):
+    """What every rank hears if rank 1 has no pairs."""
+    try:
+        loss_of(SigLipLoss(rank=rank, world_size=world_size), rank, pairs=0 if rank == 1 else 3)
+    except ValueError as error:
+        return str(error)
+    return "nothing"
 
 
 def process(init_method, rank, sizes, faults, at, folder):

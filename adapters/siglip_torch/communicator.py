@@ -152,7 +152,8 @@ class TorchCommunicator:
     def close(self) -> None:
         """End the thread; if it waits for a message that will not come, leave it behind."""
         self._jobs.put(None)
-        self._thread.join(_POLL)
+        if threading.current_thread() is not self._thread:  # on which garbage may be collected
+            self._thread.join(_POLL)
 
     def __enter__(self) -> Self:
         return self

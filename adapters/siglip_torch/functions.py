@@ -179,8 +179,11 @@ def _diagonal_softmax_loss(
 def _(
     zimg: Tensor, ztxt: Tensor, t_prime: Tensor, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dzimg, dztxt, dt_prime = (torch.empty_like(_wide(x)) for x in (zimg, ztxt, t_prime))
-    return torch.empty_like(dt_prime), dzimg, dztxt, dt_prime
+    dzimg, dztxt, dt_prime, loss = (
+        x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, torch.float32))
+        for x in (zimg, ztxt, t_prime, t_prime)
+    )
+    return loss, dzimg, dztxt, dt_prime
 
 
 @torch.no_grad()
@@ -190,7 +193,7 @@ def _softmax_loss_and_grads(
     wide = (_wide(x) for x in (zimg, ztxt, t_prime))
     with torch.autocast(zimg.device.type, enabled=False):
         loss, grads = tiled_softmax_loss(*wide, pairs=pairs, tile=tile)
-    return loss, *grads
+    return loss, *(grad.contiguous() for grad in grads)  # as the operator's fake says
 
 
 def _wide(x: Tensor) -> Tensor:

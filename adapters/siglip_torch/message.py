@@ -17,12 +17,16 @@ HEADER = 512
 def to_tensor(array: Array) -> Tensor:
     """A tensor for an array of Torch or NumPy, in one piece.
 
-    Raises TypeError on an array of another library.
+    Raises TypeError on an array of another library, since it would not come home to it.
     """
     if isinstance(array, Tensor):
         return array.detach().contiguous()
     if not is_numpy_array(array):
-        raise TypeError(f"an array to send must be Torch's or NumPy's, got {type(array).__name__}")
+        kind = f"{type(array).__module__}.{type(array).__qualname__}"
+        raise TypeError(
+            f"the ring over torch.distributed sends arrays of Torch and of NumPy, got a {kind}; "
+            "processes started by mpiexec send arrays of any library (siglip_mpi)"
+        )
     array = np.asarray(array, order="C")
     array = array if array.flags.writeable else array.copy()  # Torch warns of such
     if array.dtype.name == "bfloat16":

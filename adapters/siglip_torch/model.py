@@ -17,9 +17,12 @@ from siglip_ref.model import (
     encode_text_bwd,
     encode_text_fwd,
 )
+from siglip_ref.precision import at_least_float32
 from siglip_ref.types import Float, Int, Tree
 from siglip_torch.backend import from_numpy
 from siglip_torch.forms import register_forms
+
+_SCALARS = ("t_prime", "b")
 
 
 class SiglipModel(nn.Module):
@@ -30,8 +33,9 @@ class SiglipModel(nn.Module):
         loss = sigmoid_loss(zimg, ztxt, model.t_prime, model.b)
 
     `img/block/00/ln_0/scale` is `img.block.00.ln_0.scale` in `state_dict`. It computes in the dtype
-    of its parameters, in which images must come: autocast is without effect. First derivatives
-    only.
+    of its towers' parameters, in which images must come: autocast is without effect. t' and b are
+    never narrower than float32: `half()` and `to(torch.bfloat16)` change the towers alone, and
+    16-bit values of the two are widened when they are loaded. First derivatives only.
 
     remat
         Keep of each block its input alone, and run it forward again in the backward pass.
@@ -54,6 +58,7 @@ class SiglipModel(nn.Module):
         Raises ValueError if they do not fit `config`.
         """
         sr.check_params(params, config)
+        params = params | {name: at_least_float32(params[name]) for name in _SCALARS}
         model = cls.__new__(cls)
         nn.Module.__init__(model)
         register_forms()
@@ -93,6 +98,29 @@ class SiglipModel(nn.Module):
     ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "m d"]]:
         """(zimg, ztxt)."""
         return self.encode_image(images), self.encode_text(tokens)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What `to`, `half`, `cuda` and their like do to all tensors of the module."""
+        scalars = [self.get_parameter(name) for name in _SCALARS]
+        kept = [x for p in scalars for x in (p, p.grad)]
+
+        def wide(x: Tensor) -> Tensor:
+            found = fn(x)
+            if all(x is not y for y in kept) or found.dtype in (torch.float32, torch.float64):
+                return found
+            return x.to(found.device, torch.promote_types(x.dtype, torch.float32))
+
+        for child in self.children() if recurse else ():
+            child._apply(fn)
+        return super()._apply(wide, recurse=False)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        for name in _SCALARS:
+            if prefix + name in state_dict:
+                state_dict[prefix + name] = at_least_float32(state_dict[prefix + name])
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _encode(
         self, tower: str, inputs: Tensor, forward: Callable[..., Any], backward: Callable[..., Any]

@@ -17,6 +17,7 @@ jax = library("jax")
 import siglip_jax  # noqa: E402
 
 PROGRAM = Path(__file__).parents[1] / "jax_ring_program.py"
+CORE = ("sigmoid_loss", "softmax_loss", "allgather_softmax_loss")
 RINGS = ("ring_sigmoid_loss", "ring_softmax_loss")
 
 
@@ -38,8 +39,16 @@ def found():
 @pytest.mark.slow
 def test_rings_of_1_to_8_devices_give_the_loss_and_gradients_of_one(found):
     errors = found["errors"]
-    assert {f"{kind} {size}" for kind in ("sigmoid", "softmax") for size in range(1, 9)} < {*errors}
+    rings = ("sigmoid", "softmax", *(f"core {name}" for name in CORE))
+    assert {f"{ring} {size}" for ring in rings for size in range(1, 9)} < {*errors}
     assert {name: error for name, error in errors.items() if not error <= 1e-12} == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sigmoid", "softmax"])
+@pytest.mark.parametrize("checks", ["checked", "unchecked"])
+def test_under_shard_map_the_loss_of_one_device_is_that_of_its_shard(found, kind, checks):
+    assert found["errors"][f"{kind} each for itself {checks}"] <= 1e-12
 
 
 @pytest.mark.slow

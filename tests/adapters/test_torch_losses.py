@@ -243,6 +243,17 @@ def test_it_compiles_into_one_graph(loss, plain, arity, dynamic):
 
 
 @pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("name", ["sigmoid", "softmax"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_compiler_expects_the_shapes_dtypes_and_strides_that_come(name, dtype):
+    zimg, ztxt, t_prime, b = inputs(dtype=dtype)
+    arguments = {"sigmoid": (t_prime.exp(), b, 4, True), "softmax": (t_prime, 4)}[name]
+    operator = getattr(torch.ops.siglip_torch, f"diagonal_{name}_loss").default
+    for x in (zimg, zimg.T.contiguous().T, zimg.repeat(1, 2)[:, :5]):
+        torch.library.opcheck(operator, (x, ztxt, *arguments), test_utils="test_faketensor")
+
+
+@pytest.mark.usefixtures("unchecked")
 @every_loss
 def test_other_pairs_compile_with_a_break_in_the_graph(loss, plain, arity):
     torch._dynamo.reset()

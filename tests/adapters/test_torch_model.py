@@ -13,6 +13,7 @@ torch = library("torch")
 from siglip_torch import SiglipModel, sigmoid_loss  # noqa: E402
 
 CONFIG = tower_configs()
+SCALARS = ("t_prime", "b")
 
 
 def batch(config=CONFIG, n=4, dtype=torch.float64):
@@ -29,7 +30,12 @@ def loss_of(model, images, tokens):
 
 
 def gradients(model):
-    return {name.replace(".", "/"): p.grad for name, p in model.named_parameters()}
+    return dotless({name: p.grad for name, p in model.named_parameters()})
+
+
+def dotless(named):
+    """What is named as in a module, by the paths of the core."""
+    return {name.replace(".", "/"): x for name, x in named.items()}
 
 
 @pytest.mark.parametrize("remat", [False, True])
@@ -125,11 +131,67 @@ def test_it_computes_in_the_dtype_of_its_parameters_also_under_autocast(dtype):
             zimg, ztxt = model(images, tokens)
             (zimg.sum() + ztxt.sum()).backward()
         assert zimg.dtype == ztxt.dtype == dtype
-        assert {p.grad.dtype for n, p in model.named_parameters() if n not in ("t_prime", "b")} == {
-            dtype
-        }
-        found.append((zimg, ztxt, *(p.grad for p in model.parameters() if p.grad is not None)))
+        towers = [p for name, p in model.named_parameters() if name not in SCALARS]
+        assert {p.grad.dtype for p in towers} == {dtype}
+        found.append((zimg, ztxt, *(p.grad for p in towers)))
     assert all(torch.equal(x, y) for x, y in zip(*found, strict=True))
+
+
+CHANGES = {
+    "to": lambda model: model.to(torch.bfloat16),
+    "half": lambda model: model.half(),
+    "bfloat16": lambda model: model.bfloat16(),
+    "to meta": lambda model: model.to("meta", torch.float16),
+    "in another": lambda model: torch.nn.Sequential(model).to(torch.bfloat16)[0],
+}
+
+
+@pytest.mark.parametrize("how", CHANGES)
+def test_t_and_b_stay_float32_whatever_the_towers_become(how):
+    model = SiglipModel(CONFIG)
+    for name in SCALARS:
+        p = model.get_parameter(name)
+        p.data.fill_(0.1 + p.item())
+        p.grad = torch.full_like(p, 0.1)
+    before = {name: model.get_parameter(name).clone() for name in SCALARS}
+    changed = CHANGES[how](model)
+    for name, p in changed.named_parameters():
+        if name in SCALARS:
+            assert p.dtype == p.grad.dtype == torch.float32
+            assert p.device.type == "meta" or torch.equal(p, before[name])
+        else:
+            assert torch.finfo(p.dtype).bits == 16
+    assert len({p.device for p in changed.parameters()}) == 1
+
+
+def test_t_and_b_are_widened_and_come_back_with_all_others():
+    model = SiglipModel(CONFIG).double()
+    assert {p.dtype for p in model.parameters()} == {torch.float64}
+    assert {p.dtype for p in model.float().parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_t_and_b_of_16_bits_are_widened_when_they_are_loaded(assign):
+    narrow = {name: x.bfloat16() for name, x in SiglipModel(CONFIG, seed=1).state_dict().items()}
+    whole = torch.nn.ModuleDict({"model": SiglipModel(CONFIG)})
+    whole.load_state_dict({f"model.{name}": x for name, x in narrow.items()}, assign=assign)
+    built = SiglipModel.from_params(unflatten(dotless(narrow)), CONFIG)
+    for model in (whole["model"], built):
+        for name in SCALARS:
+            assert model.get_parameter(name).dtype == torch.float32
+            assert torch.equal(model.get_parameter(name), narrow[name].float())
+
+
+def test_the_loss_of_a_model_in_bfloat16_has_the_digits_of_t_and_b():
+    params, images, tokens = batch(dtype=torch.bfloat16)
+    params |= {"t_prime": np.asarray(2.3), "b": np.asarray(-9.7)}
+    model = SiglipModel.from_params(params, CONFIG).to(torch.bfloat16)
+    loss = loss_of(model, images, tokens)
+    loss.backward()
+    zimg, ztxt = (z.detach().double() for z in model(images, tokens))
+    want, grads = sr.losses.tiled_sigmoid_loss(zimg, ztxt, *(torch.tensor(x) for x in (2.3, -9.7)))
+    assert loss.item() == pytest.approx(want.item(), rel=1e-6)
+    assert model.b.grad.item() == pytest.approx(grads.db.item(), rel=1e-6)
 
 
 def test_without_gradients_nothing_is_recorded():

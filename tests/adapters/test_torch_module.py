@@ -1,6 +1,7 @@
 """siglip_torch.SigLipLoss in the place of open_clip's."""
 
 import inspect
+import re
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ torch = library("torch")
 
 from siglip_torch import SigLipLoss  # noqa: E402
 
+PROGRAM = "torch_ring_program"
 EXCHANGES = ("bidir", "shift", "reduce", "gather")
 
 
@@ -41,7 +43,7 @@ def test_it_gives_open_clips_loss_and_gradients(seed, n, scale, biased):
 
 
 def test_it_takes_open_clips_arguments_in_their_order():
-    for method in ("__init__", "forward"):
+    for method in ("__init__", "forward", "get_logits", "get_ground_truth"):
         ours, theirs = (
             list(inspect.signature(getattr(module, method)).parameters)
             for module in (SigLipLoss, losses().SigLipLoss)
@@ -69,8 +71,61 @@ def test_a_scale_and_a_bias_with_an_axis_of_1_get_gradients_of_their_shape():
     assert torch.equal(loss, SigLipLoss()(*features(), *scalars()))
 
 
-def test_a_number_serves_as_scale():
-    assert torch.equal(SigLipLoss()(*features(), 4.5, -2.0), SigLipLoss()(*features(), *scalars()))
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_a_number_serves_as_scale_with_the_digits_of_the_loss(dtype):
+    numbers, wide = (4.7, -2.3), torch.promote_types(dtype, torch.float32)
+    tensors = [torch.tensor(x, dtype=wide) for x in numbers]
+    found, want = (SigLipLoss()(*features(dtype=dtype), *x) for x in (numbers, tensors))
+    assert found.dtype == want.dtype == wide
+    assert torch.equal(found, want)
+
+
+@pytest.mark.parametrize("value", [None, "4.7", 1j])
+def test_a_scale_that_is_no_number_is_named(value):
+    with pytest.raises(TypeError, match=f"logit_scale must be one number, got {value!r}"):
+        SigLipLoss()(*features(), value)
+
+
+@pytest.mark.parametrize("bias", [None, -2.3])
+def test_its_logits_and_labels_are_open_clips(bias):
+    ours, theirs = SigLipLoss(), losses().SigLipLoss()
+    arguments = (*features(), 4.7, bias)
+    torch.testing.assert_close(ours.get_logits(*arguments), theirs.get_logits(*arguments))
+    for negative in (False, True):
+        labels = (
+            x.get_ground_truth("cpu", torch.float16, 3, negative_only=negative)
+            for x in (ours, theirs)
+        )
+        torch.testing.assert_close(*labels, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bit_features_under_autocast_get_a_loss_in_float32_and_their_gradients(dtype):
+    zimg, ztxt = features(n=33, d=7, dtype=dtype)
+    t, b = (torch.tensor(x, requires_grad=True) for x in (4.7, -2.3))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = SigLipLoss()(zimg, ztxt, t, b)
+        loss.backward()
+    exact = [x.detach().double().requires_grad_() for x in (zimg, ztxt, t, b)]
+    want = SigLipLoss()(*exact)
+    want.backward()
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(want.item(), rel=1e-6)
+    for got, wanted in zip((zimg, ztxt, t, b), exact, strict=True):
+        assert got.grad.dtype == got.dtype
+        tolerance = 2 * torch.finfo(got.dtype).eps * wanted.grad.abs().max()
+        assert (got.grad.double() - wanted.grad).abs().max() <= tolerance
+
+
+def test_features_may_lie_in_memory_in_any_way():
+    zimg, ztxt = features()
+    turned, spread = zimg.detach().T.contiguous().T, ztxt.detach().repeat(1, 2)[:, :5]
+    found = [x.requires_grad_() for x in (turned, spread)]
+    assert not any(x.is_contiguous() for x in found)
+    got, want = (
+        torch.autograd.grad(SigLipLoss()(*x, *scalars()), x) for x in (found, (zimg, ztxt))
+    )
+    torch.testing.assert_close(got, want, rtol=1e-14, atol=1e-16)
 
 
 @pytest.mark.parametrize("chunk_size", [1, 4, 100])
@@ -98,14 +153,24 @@ def test_an_exchange_that_open_clip_does_not_know_is_refused():
         SigLipLoss(dist_impl="rign")
 
 
+@pytest.mark.parametrize("size", [0, -1, 2.5])
+def test_a_chunk_that_is_no_number_of_rows_is_refused(size):
+    with pytest.raises(ValueError, match=f"chunk_size must be a positive integer, got {size}"):
+        SigLipLoss(chunk_size=size)
+
+
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"logit_scale": torch.ones(2)}, r"logit_scale must be one number, got the shape \(2,\)"),
         ({"logit_bias": torch.ones(3)}, r"logit_bias must be one number, got the shape \(3,\)"),
-        ({"text_features": torch.ones(4, 5)}, "got 6 images and 4 texts"),
-        ({"image_features": torch.ones(6)}, "zimg must be a matrix"),
+        ({"text_features": torch.ones(4, 5)}, r"got the shapes \(6, 5\) and \(4, 5\)"),
+        ({"image_features": torch.ones(6)}, "image_features and text_features must be matrices"),
+        (
+            dict.fromkeys(("image_features", "text_features"), torch.ones(0, 5)),
+            r"row, got .* \(0, 5\)",
+        ),
     ],
 )
 def test_bad_arguments_are_named(change, message):
@@ -113,6 +178,11 @@ def test_bad_arguments_are_named(change, message):
     arguments = {"image_features": zimg, "text_features": ztxt, "logit_scale": torch.tensor(4.5)}
     with pytest.raises(ValueError, match=message):
         SigLipLoss()(**arguments | change)
+
+
+def test_features_that_are_no_tensors_are_named():
+    with pytest.raises(TypeError, match="text_features must be a tensor, got ndarray"):
+        SigLipLoss()(features()[0], np.ones((6, 5)), 4.7)
 
 
 @pytest.fixture(scope="module")
@@ -159,3 +229,25 @@ def test_on_ranks_the_mean_is_the_loss_of_all_pairs_in_one_process(ranks, counts
 def test_a_rank_that_is_not_the_groups_is_refused(ranks):
     with pytest.raises(Exception, match="rank and world_size must be those of the default"):
         ranks.run("subjects.data_parallel:step_as_another_rank", [()] * 2)
+
+
+@pytest.mark.slow
+def test_on_ranks_its_thread_ends_with_it_and_copies_and_new_groups_get_their_own(ranks, tmp_path):
+    for threads, values in ranks.run(f"{PROGRAM}:life_of_a_module", [(str(tmp_path),)] * 2):
+        assert threads == {"with one": 1, "with a copy": 2, "in another group": 2, "without": 0}
+        assert len(values) == 4
+        assert len(set(values)) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_on_ranks_the_loss_has_the_dtype_that_it_has_in_one_process(ranks, dtype):
+    want = torch.promote_types(dtype, torch.float32)
+    assert ranks.run(f"{PROGRAM}:dtype_of_the_loss", [(dtype,)] * 2) == [want] * 2
+
+
+@pytest.mark.slow
+def test_a_rank_without_pairs_is_named_on_all(ranks):
+    message = r"at least one image and one text.* on rank 1|zimg must be a matrix with at least one"
+    for found in ranks.run(f"{PROGRAM}:nothing_on_rank_1", [()] * 3):
+        assert re.search(message, found)
