@@ -19,7 +19,14 @@ pytest.importorskip("cupy")
 from cupy_stand_in import namespace, nccl
 from cupy_stand_in.machine import MACHINE
 
-SIZES = {1: ((3,), (4,)), 2: ((3, 2), (1, 4)), 3: ((1, 3, 2), (2, 1, 3)), 4: ((2,) * 4, (2,) * 4)}
+WORLDS = range(1, 9)
+SHARDS = {
+    size: (
+        tuple(1 + (2 * rank) % 3 for rank in range(size)),
+        tuple(1 + (rank + size) % 4 for rank in range(size)),
+    )
+    for size in WORLDS
+}
 """Rows of images and texts on each rank, by world size."""
 
 MESSAGES = {
@@ -33,7 +40,10 @@ MESSAGES = {
 IN_TIME = TIMEOUT + 2 * GRACE + 4.0
 """Seconds, with four for what a rank does between its messages on a busy machine."""
 
-every_size = pytest.mark.parametrize("world_size", SIZES)
+
+@pytest.fixture(autouse=True)
+def a_device_for_each_rank(monkeypatch):
+    monkeypatch.setattr(MACHINE, "devices", max(WORLDS))
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +57,7 @@ def on_ranks(adapter, world_size, program, timeout=20.0):
     backend = adapter.CupyBackend()
 
     def rank_program(mpi):
+        MACHINE.device = mpi.Get_rank()
         try:
             with communicator(mpi, timeout) as host:
                 comm = adapter.NcclCommunicator(host, timeout)
@@ -62,48 +73,33 @@ def parts(x, sizes):
     return np.split(x, np.cumsum(sizes)[:-1])
 
 
-@every_size
-@pytest.mark.parametrize("tile", [2, 100])
-def test_the_ring_gives_the_loss_and_the_gradients_of_one_device(world_size, tile, adapter):
-    n, m = (sum(sizes) for sizes in SIZES[world_size])
-    zimg, ztxt, t_prime, b = pairing(np.random.default_rng(world_size), n, m, 5, b=-3.0)
-    want_loss, want = sr.losses.tiled_sigmoid_loss(zimg, ztxt, t_prime, b)
-    shards = [parts(z, sizes) for z, sizes in zip((zimg, ztxt), SIZES[world_size], strict=True)]
+@pytest.mark.parametrize("world_size", WORLDS)
+@pytest.mark.parametrize("loss", ["sigmoid_loss", "softmax_loss", "allgather_softmax_loss"])
+def test_the_ring_gives_the_loss_and_the_gradients_of_one_device(loss, world_size, adapter):
+    images, texts = SHARDS[world_size]
+    if loss == "sigmoid_loss":
+        whole, options = sr.losses.tiled_sigmoid_loss, {"block_loss": adapter.tiled_sigmoid_loss}
+    else:
+        whole, options, texts = sr.losses.tiled_softmax_loss, {}, images  # each image has a text
+    if loss != "allgather_softmax_loss":
+        options["tile"] = 2
+    args = pairing(np.random.default_rng(world_size), sum(images), sum(texts), 5, b=-3.0)
+    args = args if loss == "sigmoid_loss" else args[:3]
+    want_loss, want = whole(*args)
+    parted = parts(args[0], images), parts(args[1], texts)
 
     def program(comm, backend):
-        mine = [backend.asarray(part[comm.rank]) for part in shards]
-        scalars = [backend.asarray(x) for x in (t_prime, b)]
-        loss, grads = sr.ring.sigmoid_loss(
-            *mine, *scalars, comm, tile=tile, block_loss=adapter.tiled_sigmoid_loss
-        )
-        return backend.to_numpy(loss), [backend.to_numpy(x) for x in grads]
+        mine = [backend.asarray(part[comm.rank]) for part in parted]
+        scalars = [backend.asarray(x) for x in args[2:]]
+        value, grads = getattr(sr.ring, loss)(*mine, *scalars, comm, **options)
+        return backend.to_numpy(value), [backend.to_numpy(x) for x in grads]
 
     results = on_ranks(adapter, world_size, program)
-    for loss, (_, _, dt_prime, db) in results:
-        np.testing.assert_allclose([loss, dt_prime, db], [want_loss, *want[2:]], rtol=1e-12)
+    for value, (_, _, *scalars) in results:
+        np.testing.assert_allclose([value, *scalars], [want_loss, *want[2:]], rtol=1e-12)
     for which in (0, 1):
         got = np.concatenate([grads[which] for _, grads in results])
         np.testing.assert_allclose(got, want[which], rtol=0, atol=1e-13)
-
-
-@pytest.mark.parametrize("loss", ["softmax_loss", "allgather_softmax_loss"])
-def test_the_softmax_goes_round_too(loss, adapter):
-    world_size = 3
-    zimg, ztxt, t_prime, _ = pairing(np.random.default_rng(9), 6, 6, 5)
-    want_loss, want = sr.losses.tiled_softmax_loss(zimg, ztxt, t_prime)
-    sizes = (2, 2, 2)
-
-    def program(comm, backend):
-        mine = [backend.asarray(parts(z, sizes)[comm.rank]) for z in (zimg, ztxt)]
-        value, grads = getattr(sr.ring, loss)(*mine, backend.asarray(t_prime), comm)
-        return backend.to_numpy(value), backend.to_numpy(grads[0])
-
-    results = on_ranks(adapter, world_size, program)
-    assert [float(value) for value, _ in results] == pytest.approx(
-        [float(want_loss)] * 3, rel=1e-12
-    )
-    got = np.concatenate([dzimg for _, dzimg in results])
-    np.testing.assert_allclose(got, want[0], rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
@@ -137,7 +133,7 @@ def with_a_fault(adapter, fault, rank, timeout=TIMEOUT):
         try:
             return sr.ring.sigmoid_loss(*shards, *scalars, ring, tile=2)
         except RingError as error:
-            assert comm._comm.aborted
+            assert comm._comm._aborted
             with pytest.raises(RingError, match=re.escape(str(error))):
                 comm.gather((1,))  # a ring that has stopped stays stopped
             return error, time.monotonic() - start
@@ -164,6 +160,62 @@ def test_a_fault_is_heard_of_long_before_the_timeout(fault, adapter):
     for error, seconds in outcomes[:2] + outcomes[3:]:
         assert error.ranks == (2,)
         assert seconds < 10.0
+
+
+@pytest.mark.parametrize(
+    ("fate", "timeout", "message"),
+    [
+        ("raises", 60.0, "rank 1 failed in ring step 0"),
+        (
+            "is gone",
+            0.5,
+            "rank 1 did nothing for 0.5 s; rank 0 waited for it in a sum over the ranks",
+        ),
+    ],
+)
+def test_a_rank_that_does_not_come_into_nccls_group_is_named(
+    fate, timeout, message, adapter, monkeypatch
+):
+    join = adapter.NcclCommunicator._join
+
+    def join_or_not(self, unique_id):
+        if self.rank != 1:
+            return join(self, unique_id)
+        if fate == "raises":
+            raise RuntimeError("out of luck")
+        return None
+
+    monkeypatch.setattr(adapter.NcclCommunicator, "_join", join_or_not)
+    start = time.monotonic()
+    outcomes = on_ranks(adapter, 3, lambda comm, _: comm.rank, timeout)
+    for error in (outcomes[0], outcomes[2]):
+        assert isinstance(error, RingError)
+        assert re.sub("rank [02] waited", "rank 0 waited", str(error)) == message
+    assert time.monotonic() - start < 10.0
+
+
+def test_two_ranks_on_one_device_hear_what_nccl_says(adapter, monkeypatch):
+    monkeypatch.setattr(type(MACHINE), "device", 0)
+    errors = on_ranks(adapter, 2, lambda comm, _: comm.rank)
+    # One may hear of the other's before its own.
+    assert all(isinstance(error, nccl.NcclError | RingError) for error in errors)
+    assert any(isinstance(error, nccl.NcclError) for error in errors)
+
+
+def test_an_error_of_nccl_among_messages_ends_their_group_and_the_ring(adapter, monkeypatch):
+    def broken(self, *args):
+        raise nccl.NcclError("NCCL_ERROR_SYSTEM_ERROR: no route")
+
+    monkeypatch.setattr(nccl.NcclCommunicator, "recv", broken)
+
+    def program(comm, backend):
+        with pytest.raises(RingError) as error:
+            comm.start_shift((backend.asarray(np.ones((1, 1))),), rows=1, step=2)
+        return str(error.value), nccl._depth()
+
+    for message, open_groups in on_ranks(adapter, 3, program):
+        assert "closed its connection" in message
+        assert open_groups == 0
 
 
 def test_a_shape_that_is_not_expected_never_reaches_nccl(adapter, monkeypatch):
