@@ -3,31 +3,28 @@
 import re
 import time
 
-import ml_dtypes
 import numpy as np
 import pytest
 
 import siglip_ref as sr
 from backends import library
+from cupy_cases.numbers import DTYPES
+from cupy_cases.ring import (
+    LOSSES,
+    assert_arrays_arrive,
+    assert_the_loss_is_that_of_one_device,
+    parts,
+)
 from ring_program import COUNTS, TIMEOUT, Faulty, batch
 from siglip_mpi import communicator, simulate
 from siglip_ref.communicator import Communicator
 from siglip_ref.faults import COLLECTIVE, GRACE, RingError
-from strategies import pairing
 
 pytest.importorskip("cupy")
 from cupy_stand_in import namespace, nccl
 from cupy_stand_in.machine import MACHINE
 
 WORLDS = range(1, 9)
-SHARDS = {
-    size: (
-        tuple(1 + (2 * rank) % 3 for rank in range(size)),
-        tuple(1 + (rank + size) % 4 for rank in range(size)),
-    )
-    for size in WORLDS
-}
-"""Rows of images and texts on each rank, by world size."""
 
 MESSAGES = {
     "hangs": r"rank 1 did nothing for 2 s; rank 2 waited for it in ring step [12]",
@@ -69,54 +66,22 @@ def on_ranks(adapter, world_size, program, timeout=20.0):
     return simulate(world_size, rank_program)
 
 
-def parts(x, sizes):
-    return np.split(x, np.cumsum(sizes)[:-1])
+def every_rank_passes(adapter, world_size, check, *args):
+    """Run a check of cupy_cases/ring.py on all ranks."""
+    for outcome in on_ranks(adapter, world_size, lambda *rank: check(*args, *rank)):
+        if outcome is not None:
+            raise outcome
 
 
 @pytest.mark.parametrize("world_size", WORLDS)
-@pytest.mark.parametrize("loss", ["sigmoid_loss", "softmax_loss", "allgather_softmax_loss"])
+@pytest.mark.parametrize("loss", LOSSES)
 def test_the_ring_gives_the_loss_and_the_gradients_of_one_device(loss, world_size, adapter):
-    images, texts = SHARDS[world_size]
-    if loss == "sigmoid_loss":
-        whole, options = sr.losses.tiled_sigmoid_loss, {"block_loss": adapter.tiled_sigmoid_loss}
-    else:
-        whole, options, texts = sr.losses.tiled_softmax_loss, {}, images  # each image has a text
-    if loss != "allgather_softmax_loss":
-        options["tile"] = 2
-    args = pairing(np.random.default_rng(world_size), sum(images), sum(texts), 5, b=-3.0)
-    args = args if loss == "sigmoid_loss" else args[:3]
-    want_loss, want = whole(*args)
-    parted = parts(args[0], images), parts(args[1], texts)
-
-    def program(comm, backend):
-        mine = [backend.asarray(part[comm.rank]) for part in parted]
-        scalars = [backend.asarray(x) for x in args[2:]]
-        value, grads = getattr(sr.ring, loss)(*mine, *scalars, comm, **options)
-        return backend.to_numpy(value), [backend.to_numpy(x) for x in grads]
-
-    results = on_ranks(adapter, world_size, program)
-    for value, (_, _, *scalars) in results:
-        np.testing.assert_allclose([value, *scalars], [want_loss, *want[2:]], rtol=1e-12)
-    for which in (0, 1):
-        got = np.concatenate([grads[which] for _, grads in results])
-        np.testing.assert_allclose(got, want[which], rtol=0, atol=1e-13)
+    every_rank_passes(adapter, world_size, assert_the_loss_is_that_of_one_device, loss)
 
 
-@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_arrays_of_every_dtype_arrive_with_the_rows_of_their_sender(dtype, adapter):
-    def program(comm, backend):
-        sent = np.full((comm.rank + 1, 2), comm.rank, dtype=dtype)
-        left = (comm.rank - 1) % 3
-        (came,) = comm.start_shift((backend.asarray(sent),), rows=left + 1, step=0).wait()
-        total = comm.sum(backend.asarray(np.asarray(comm.rank + 0.5, dtype=dtype)))
-        return backend.to_numpy(came), backend.to_numpy(total), comm.gather((comm.rank, 7))
-
-    for rank, (came, total, numbers) in enumerate(on_ranks(adapter, 3, program)):
-        left = (rank - 1) % 3
-        assert came.dtype == total.dtype == np.dtype(dtype)
-        np.testing.assert_array_equal(came, np.full((left + 1, 2), left, dtype=dtype))
-        assert float(total) == 4.5
-        assert numbers == ((0, 7), (1, 7), (2, 7))
+    every_rank_passes(adapter, 3, assert_arrays_arrive, DTYPES[dtype])
 
 
 # --- faults ---------------------------------------------------------------------------------------
