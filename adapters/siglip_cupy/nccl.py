@@ -75,7 +75,7 @@ class NcclCommunicator:
     def __init__(self, host: Host, timeout: float = TIMEOUT) -> None:
         self._host, self._timeout = host, timeout
         self._rank, self._world_size = int(host.rank), host.world_size
-        self._nccl = _nccl()
+        self._nccl = nccl()
         mine = tuple(self._nccl.get_unique_id()) if self._rank == 0 else (0,) * _ID
         unique_id = bytes(host.gather(mine)[0])
         self._comm: Any = None
@@ -149,15 +149,7 @@ class NcclCommunicator:
         Raises RingError if it takes longer than the timeout, as soon as any rank gives notice that
         it stops, or if NCCL reports an error.
         """
-
-        def arrived() -> bool:
-            if event.done:
-                return True
-            with self._reporting(others, step):
-                self._comm.check_async_error()
-            return False
-
-        self._until(arrived, others, step)
+        self._until(lambda: event.done, others, step)
 
     def stop(self, notice: Notice) -> NoReturn:
         """Give notice to all ranks, raise RingError, and end what NCCL still waits for."""
@@ -189,12 +181,16 @@ class NcclCommunicator:
     def _until(self, done: Callable[[], bool], others: tuple[int, ...], step: int) -> None:
         """Return when something is done that needs other ranks.
 
-        Raises RingError if it takes longer than the timeout, or as soon as any rank gives notice.
+        Raises RingError if it takes longer than the timeout, as soon as any rank gives notice that
+        it stops, or if NCCL reports an error.
         """
         deadline = time.monotonic() + self._timeout
         while not done():
             if self._host.watch.listen() or time.monotonic() > deadline:
                 self.stop(Notice(self.rank, others, step, Reason.SILENT))
+            if self._comm is not None:
+                with self._reporting(others, step):
+                    self._comm.check_async_error()
             time.sleep(0)
 
     def _others(self) -> tuple[int, ...]:
@@ -237,12 +233,16 @@ class NcclCommunicator:
         return array.data.ptr, array.size, getattr(self._nccl, DTYPES[str(array.dtype)])
 
 
-def _nccl() -> Any:
-    from cupy.cuda import nccl  # noqa: PLC0415  (it warns if there is no NCCL)
+def nccl() -> Any:
+    """The bindings of NCCL; they are loaded when first used, since the library may be missing.
 
-    if not nccl.available:
+    Raises RuntimeError if it is.
+    """
+    from cupy.cuda import nccl as bindings  # noqa: PLC0415  (it warns if there is no NCCL)
+
+    if not bindings.available:
         raise RuntimeError("NCCL cannot be loaded: pip install 'siglip-ref[cupy]' brings it")
-    return nccl
+    return bindings
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The ring over NCCL, with a stand-in for NCCL between threads."""
 
 import re
+import threading
 import time
 
 import numpy as np
@@ -187,6 +188,8 @@ def test_a_shape_that_is_not_expected_never_reaches_nccl(adapter, monkeypatch):
     def program(comm, backend):
         if comm.rank == 2:
             monkeypatch.setattr(comm._comm, "recv", None)
+        if comm.rank == 0:
+            time.sleep(0.2)  # rank 2 looks at what rank 1 sends before that misses anything
         sent = backend.asarray(np.ones((2, 3 if comm.rank == 1 else 4)))
         return comm.start_shift((sent,), rows=2, step=5).wait()
 
@@ -241,11 +244,19 @@ def test_a_device_that_sends_nothing_is_named_after_the_timeout(adapter):
 
 @pytest.mark.usefixtures("rank_1_sends_nothing")
 def test_an_error_of_nccl_ends_the_wait(adapter, monkeypatch):
+    gone = threading.Event()
+
     def broken(self):
-        raise nccl.NcclError("NCCL_ERROR_REMOTE_ERROR: peer is gone")
+        if self._rank == 2 and gone.is_set():
+            raise nccl.NcclError("NCCL_ERROR_REMOTE_ERROR: peer is gone")
+
+    def program(comm, backend):
+        result = shift_and_gather(comm, backend)
+        gone.set()  # by rank 1, for no other comes so far
+        return result
 
     monkeypatch.setattr(nccl.NcclCommunicator, "check_async_error", broken)
-    results = on_ranks(adapter, 3, shift_and_gather)
+    results = on_ranks(adapter, 3, program)
     for error in (results[0], results[2]):
         assert isinstance(error, RingError)
         # Whichever the host of rank 2 notices first: the other's end, or its silence.
