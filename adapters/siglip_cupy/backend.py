@@ -8,6 +8,7 @@ import cupy
 import cupyx
 from numpy.typing import NDArray
 
+from siglip_cupy.device import use_own_device
 from siglip_cupy.forms import register_forms
 from siglip_cupy.gemm import cublas
 from siglip_cupy.tile_loop import tiled_sigmoid_loss
@@ -19,9 +20,12 @@ Fn = TypeVar("Fn", bound=Callable[..., Any])
 
 
 class CupyBackend:
-    """CuPy on the current CUDA device.
+    """CuPy on the CUDA device of this process.
 
-    Making one also registers the fused forms of the core's operations for CuPy arrays.
+    That is the one with its local rank where a launcher started it, and else the current one, so
+    that the processes of a machine share out its devices whatever carries their messages. Making a
+    backend lets this thread use it, and registers the fused forms of the core's operations for CuPy
+    arrays.
 
     Raises RuntimeError if there is no CUDA device, or if cuBLAS cannot be loaded.
     """
@@ -33,6 +37,7 @@ class CupyBackend:
 
     def __init__(self) -> None:
         _require_device()
+        use_own_device()
         _require_cublas()
         register_forms()
 

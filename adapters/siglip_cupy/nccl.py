@@ -1,7 +1,9 @@
 """The core's ring over NCCL: arrays go from device to device, beside the computation."""
 
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from importlib.metadata import entry_points
 from typing import Any, NoReturn
@@ -10,6 +12,7 @@ import cupy
 import cupyx
 import numpy as np
 
+from siglip_cupy.device import LOCAL_RANK, local_rank, use_own_device
 from siglip_cupy.host import DTYPES, Header, Host, agree_on_shift, agree_on_sum
 from siglip_ref.communicator import Arrays
 from siglip_ref.faults import COLLECTIVE, Notice, Reason, RingError
@@ -19,7 +22,7 @@ from siglip_ref.types import Array
 TIMEOUT = 60.0
 """Seconds that a rank waits for another before it gives up."""
 
-_ID = 128  # numbers in NCCL's unique id
+_ID = 128  # bytes in NCCL's unique id
 
 
 class NcclShift:
@@ -63,16 +66,20 @@ class NcclCommunicator:
     for no device to do so. A flag goes with the arrays that says whether all numbers are finite.
     If a rank sends something else, sends a number that is not finite, does not answer within
     `timeout` seconds, or hears of an error from NCCL, all ranks raise a RingError that names it
-    and the ring step as soon as one of them notices, and NCCL's group is broken up.
+    and the ring step as soon as one of them notices, and NCCL's group is broken up. That holds
+    from the start: a rank that does not come into the group is named too.
+
+    Raises RuntimeError if NCCL cannot be loaded, and NCCL's error if it cannot make the group.
     """
 
     def __init__(self, host: Host, timeout: float = TIMEOUT) -> None:
         self._host, self._timeout = host, timeout
         self._rank, self._world_size = int(host.rank), host.world_size
-        self._nccl = _nccl()
+        self._nccl = nccl()
         mine = tuple(self._nccl.get_unique_id()) if self._rank == 0 else (0,) * _ID
-        unique_id = host.gather(mine)[0]
-        self._comm = self._nccl.NcclCommunicator(self._world_size, unique_id, self._rank)
+        unique_id = bytes(host.gather(mine)[0])
+        self._comm: Any = None
+        self._comm = self._join(unique_id)
         self.stream = cupy.cuda.Stream(non_blocking=True)
 
     @property
@@ -100,12 +107,10 @@ class NcclCommunicator:
         theirs = cupy.empty_like(mine)
         self._after_computation()
         right, left = (self.rank + 1) % self.world_size, (self.rank - 1) % self.world_size
-        with self._reporting((left, right), step):
-            self._nccl.groupStart()
+        with self._reporting((left, right), step), self._group():
             for leaving, arriving in zip((*sent, mine), (*coming, theirs), strict=True):
                 self._comm.send(*self._buffer(leaving), right, self.stream.ptr)
                 self._comm.recv(*self._buffer(arriving), left, self.stream.ptr)
-            self._nccl.groupEnd()
         finite = tuple(cupyx.zeros_pinned(1, dtype=np.int32) for _ in range(2))
         for flag, out in zip((mine, theirs), finite, strict=True):
             flag.get(stream=self.stream, out=out, blocking=False)
@@ -124,7 +129,7 @@ class NcclCommunicator:
         wide = cupy.ascontiguousarray(at_least_float32(array))
         total = cupy.empty_like(wide)
         self._after_computation()
-        others = tuple(rank for rank in range(self.world_size) if rank != self.rank)
+        others = self._others()
         address, count, dtype = self._buffer(wide)
         with self._reporting(others, COLLECTIVE):
             self._comm.allReduce(
@@ -144,18 +149,61 @@ class NcclCommunicator:
         Raises RingError if it takes longer than the timeout, as soon as any rank gives notice that
         it stops, or if NCCL reports an error.
         """
-        deadline = time.monotonic() + self._timeout
-        while not event.done:
-            if self._host.watch.listen() or time.monotonic() > deadline:
-                self.stop(Notice(self.rank, others, step, Reason.SILENT))
-            with self._reporting(others, step):
-                self._comm.check_async_error()
-            time.sleep(0)
+        self._until(lambda: event.done, others, step)
 
     def stop(self, notice: Notice) -> NoReturn:
         """Give notice to all ranks, raise RingError, and end what NCCL still waits for."""
         with self._ending_all():
             self._host.watch.stop(notice)
+
+    def _join(self, unique_id: bytes) -> Any:
+        """This rank's end of NCCL's group, which is there when all ranks have asked for theirs.
+
+        NCCL waits for them without a limit, and CuPy has no way to tell it not to. So a thread
+        asks, and is left behind, where it holds nobody up, if another rank does not come.
+        """
+        device = cupy.cuda.Device()
+        joined: Future[Any] = Future()
+
+        def ask() -> None:
+            try:
+                device.use()  # each thread has a current device of its own
+                joined.set_result(
+                    self._nccl.NcclCommunicator(self._world_size, unique_id, self._rank)
+                )
+            except Exception as error:
+                joined.set_exception(error)
+
+        threading.Thread(target=ask, daemon=True).start()
+        self._until(joined.done, self._others(), COLLECTIVE)
+        return joined.result()
+
+    def _until(self, done: Callable[[], bool], others: tuple[int, ...], step: int) -> None:
+        """Return when something is done that needs other ranks.
+
+        Raises RingError if it takes longer than the timeout, as soon as any rank gives notice that
+        it stops, or if NCCL reports an error.
+        """
+        deadline = time.monotonic() + self._timeout
+        while not done():
+            if self._host.watch.listen() or time.monotonic() > deadline:
+                self.stop(Notice(self.rank, others, step, Reason.SILENT))
+            if self._comm is not None:
+                with self._reporting(others, step):
+                    self._comm.check_async_error()
+            time.sleep(0)
+
+    def _others(self) -> tuple[int, ...]:
+        return tuple(rank for rank in range(self.world_size) if rank != self.rank)
+
+    @contextmanager
+    def _group(self) -> Iterator[None]:
+        """Hand what is asked inside to NCCL at once; an error ends the group too."""
+        self._nccl.groupStart()
+        try:
+            yield
+        finally:
+            self._nccl.groupEnd()
 
     @contextmanager
     def _ending_all(self) -> Iterator[None]:
@@ -164,7 +212,8 @@ class NcclCommunicator:
         try:
             yield
         except RingError:
-            self._comm.abort()
+            if self._comm is not None:
+                self._comm.abort()
             raise
 
     @contextmanager
@@ -184,12 +233,16 @@ class NcclCommunicator:
         return array.data.ptr, array.size, getattr(self._nccl, DTYPES[str(array.dtype)])
 
 
-def _nccl() -> Any:
-    from cupy.cuda import nccl  # noqa: PLC0415  (it warns if there is no NCCL)
+def nccl() -> Any:
+    """The bindings of NCCL; they are loaded when first used, since the library may be missing.
 
-    if not nccl.available:
-        raise RuntimeError("NCCL cannot be loaded: pip install nvidia-nccl-cu12")
-    return nccl
+    Raises RuntimeError if it is.
+    """
+    from cupy.cuda import nccl as bindings  # noqa: PLC0415  (it warns if there is no NCCL)
+
+    if not bindings.available:
+        raise RuntimeError("NCCL cannot be loaded: pip install 'siglip-ref[cupy]' brings it")
+    return bindings
 
 
 @contextmanager
@@ -198,12 +251,15 @@ def world(timeout: float = TIMEOUT) -> Iterator[NcclCommunicator]:
 
     Left by an exception, it says so to the others and ends the group.
 
-    Raises ImportError, saying what to install, without mpi4py or an MPI library.
+    Raises ImportError, saying what to install, without mpi4py or an MPI library, and RuntimeError
+    if the launcher of several processes does not say which of its machine's this one is.
     """
     (mpi,) = entry_points(group="siglip_ref.communicators", name="mpi")
     with mpi.load()(timeout=timeout) as host:
-        from mpi4py import MPI  # noqa: PLC0415  (only who asks for the world needs it)
-
-        neighbours = MPI.COMM_WORLD.Split_type(MPI.COMM_TYPE_SHARED)
-        cupy.cuda.Device(neighbours.Get_rank() % cupy.cuda.runtime.getDeviceCount()).use()
+        if host.world_size > 1 and local_rank() is None:
+            raise RuntimeError(
+                "each process of a ring needs a device of its own, by its number on its machine in "
+                f"one of {', '.join(LOCAL_RANK)}; got none of them: set LOCAL_RANK"
+            )
+        use_own_device()
         yield NcclCommunicator(host, timeout)

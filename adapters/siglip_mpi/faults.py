@@ -56,11 +56,12 @@ class Watch:
         """Return when the request, which needs another rank, is done.
 
         Raises RingError if that takes longer than the timeout, or as soon as any rank gives notice
-        that it stops.
+        that it stops. What came before the notice is not missing, though it may be wrong.
         """
         end = time.monotonic() + self._timeout
         while not self._done(request, step):
-            if self.listen() or time.monotonic() > end:
+            in_vain = self.listen() or time.monotonic() > end
+            if in_vain and not self._done(request, step):
                 self.stop(Notice(self._rank, (other,), step, Reason.SILENT))
             time.sleep(POLL)
 

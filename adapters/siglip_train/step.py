@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, is_cupy_namespace
 
 import siglip_ref as sr
 from siglip_ref.backend import Backend
@@ -174,7 +175,7 @@ def as_dtype(x: Array, precision: str) -> Array:
     Raises ValueError if its library has no dtype of this name, or does not use it.
     """
     xp = array_namespace(x)
-    dtype = getattr(xp, precision, None)
+    dtype = dtype_named(precision, xp)
     if dtype is None:
         raise ValueError(f"precision must be one that {xp.__name__} has, got {precision}")
     if x.dtype == dtype:
@@ -183,6 +184,17 @@ def as_dtype(x: Array, precision: str) -> Array:
     if found.dtype != dtype:
         raise ValueError(f"precision {precision} is turned off in {xp.__name__}")
     return found
+
+
+def dtype_named(precision: str, xp: Any) -> Any:
+    """The dtype of this name in a library, or None.
+
+    CuPy has NumPy's dtypes, and with ml_dtypes NumPy's bfloat16, of which neither has a name.
+    """
+    if is_cupy_namespace(xp):
+        with suppress(TypeError):
+            return np.dtype(precision)
+    return getattr(xp, precision, None)
 
 
 def full_like(x: Array, value: float) -> Array:

@@ -1,26 +1,31 @@
 """The ring over NCCL, with a stand-in for NCCL between threads."""
 
 import re
+import threading
 import time
 
-import ml_dtypes
 import numpy as np
 import pytest
 
 import siglip_ref as sr
 from backends import library
+from cupy_cases.numbers import DTYPES
+from cupy_cases.ring import (
+    LOSSES,
+    assert_arrays_arrive,
+    assert_the_loss_is_that_of_one_device,
+    parts,
+)
 from ring_program import COUNTS, TIMEOUT, Faulty, batch
 from siglip_mpi import communicator, simulate
 from siglip_ref.communicator import Communicator
 from siglip_ref.faults import COLLECTIVE, GRACE, RingError
-from strategies import pairing
 
 pytest.importorskip("cupy")
 from cupy_stand_in import namespace, nccl
 from cupy_stand_in.machine import MACHINE
 
-SIZES = {1: ((3,), (4,)), 2: ((3, 2), (1, 4)), 3: ((1, 3, 2), (2, 1, 3)), 4: ((2,) * 4, (2,) * 4)}
-"""Rows of images and texts on each rank, by world size."""
+WORLDS = range(1, 9)
 
 MESSAGES = {
     "hangs": r"rank 1 did nothing for 2 s; rank 2 waited for it in ring step [12]",
@@ -33,7 +38,10 @@ MESSAGES = {
 IN_TIME = TIMEOUT + 2 * GRACE + 4.0
 """Seconds, with four for what a rank does between its messages on a busy machine."""
 
-every_size = pytest.mark.parametrize("world_size", SIZES)
+
+@pytest.fixture(autouse=True)
+def a_device_for_each_rank(monkeypatch):
+    monkeypatch.setattr(MACHINE, "devices", max(WORLDS))
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +55,7 @@ def on_ranks(adapter, world_size, program, timeout=20.0):
     backend = adapter.CupyBackend()
 
     def rank_program(mpi):
+        MACHINE.device = mpi.Get_rank()
         try:
             with communicator(mpi, timeout) as host:
                 comm = adapter.NcclCommunicator(host, timeout)
@@ -58,69 +67,22 @@ def on_ranks(adapter, world_size, program, timeout=20.0):
     return simulate(world_size, rank_program)
 
 
-def parts(x, sizes):
-    return np.split(x, np.cumsum(sizes)[:-1])
+def every_rank_passes(adapter, world_size, check, *args):
+    """Run a check of cupy_cases/ring.py on all ranks."""
+    for outcome in on_ranks(adapter, world_size, lambda *rank: check(*args, *rank)):
+        if outcome is not None:
+            raise outcome
 
 
-@every_size
-@pytest.mark.parametrize("tile", [2, 100])
-def test_the_ring_gives_the_loss_and_the_gradients_of_one_device(world_size, tile, adapter):
-    n, m = (sum(sizes) for sizes in SIZES[world_size])
-    zimg, ztxt, t_prime, b = pairing(np.random.default_rng(world_size), n, m, 5, b=-3.0)
-    want_loss, want = sr.losses.tiled_sigmoid_loss(zimg, ztxt, t_prime, b)
-    shards = [parts(z, sizes) for z, sizes in zip((zimg, ztxt), SIZES[world_size], strict=True)]
-
-    def program(comm, backend):
-        mine = [backend.asarray(part[comm.rank]) for part in shards]
-        scalars = [backend.asarray(x) for x in (t_prime, b)]
-        loss, grads = sr.ring.sigmoid_loss(
-            *mine, *scalars, comm, tile=tile, block_loss=adapter.tiled_sigmoid_loss
-        )
-        return backend.to_numpy(loss), [backend.to_numpy(x) for x in grads]
-
-    results = on_ranks(adapter, world_size, program)
-    for loss, (_, _, dt_prime, db) in results:
-        np.testing.assert_allclose([loss, dt_prime, db], [want_loss, *want[2:]], rtol=1e-12)
-    for which in (0, 1):
-        got = np.concatenate([grads[which] for _, grads in results])
-        np.testing.assert_allclose(got, want[which], rtol=0, atol=1e-13)
+@pytest.mark.parametrize("world_size", WORLDS)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_ring_gives_the_loss_and_the_gradients_of_one_device(loss, world_size, adapter):
+    every_rank_passes(adapter, world_size, assert_the_loss_is_that_of_one_device, loss)
 
 
-@pytest.mark.parametrize("loss", ["softmax_loss", "allgather_softmax_loss"])
-def test_the_softmax_goes_round_too(loss, adapter):
-    world_size = 3
-    zimg, ztxt, t_prime, _ = pairing(np.random.default_rng(9), 6, 6, 5)
-    want_loss, want = sr.losses.tiled_softmax_loss(zimg, ztxt, t_prime)
-    sizes = (2, 2, 2)
-
-    def program(comm, backend):
-        mine = [backend.asarray(parts(z, sizes)[comm.rank]) for z in (zimg, ztxt)]
-        value, grads = getattr(sr.ring, loss)(*mine, backend.asarray(t_prime), comm)
-        return backend.to_numpy(value), backend.to_numpy(grads[0])
-
-    results = on_ranks(adapter, world_size, program)
-    assert [float(value) for value, _ in results] == pytest.approx(
-        [float(want_loss)] * 3, rel=1e-12
-    )
-    got = np.concatenate([dzimg for _, dzimg in results])
-    np.testing.assert_allclose(got, want[0], rtol=0, atol=1e-13)
-
-
-@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_arrays_of_every_dtype_arrive_with_the_rows_of_their_sender(dtype, adapter):
-    def program(comm, backend):
-        sent = np.full((comm.rank + 1, 2), comm.rank, dtype=dtype)
-        left = (comm.rank - 1) % 3
-        (came,) = comm.start_shift((backend.asarray(sent),), rows=left + 1, step=0).wait()
-        total = comm.sum(backend.asarray(np.asarray(comm.rank + 0.5, dtype=dtype)))
-        return backend.to_numpy(came), backend.to_numpy(total), comm.gather((comm.rank, 7))
-
-    for rank, (came, total, numbers) in enumerate(on_ranks(adapter, 3, program)):
-        left = (rank - 1) % 3
-        assert came.dtype == total.dtype == np.dtype(dtype)
-        np.testing.assert_array_equal(came, np.full((left + 1, 2), left, dtype=dtype))
-        assert float(total) == 4.5
-        assert numbers == ((0, 7), (1, 7), (2, 7))
+    every_rank_passes(adapter, 3, assert_arrays_arrive, DTYPES[dtype])
 
 
 # --- faults ---------------------------------------------------------------------------------------
@@ -137,7 +99,7 @@ def with_a_fault(adapter, fault, rank, timeout=TIMEOUT):
         try:
             return sr.ring.sigmoid_loss(*shards, *scalars, ring, tile=2)
         except RingError as error:
-            assert comm._comm.aborted
+            assert comm._comm._aborted
             with pytest.raises(RingError, match=re.escape(str(error))):
                 comm.gather((1,))  # a ring that has stopped stays stopped
             return error, time.monotonic() - start
@@ -166,10 +128,68 @@ def test_a_fault_is_heard_of_long_before_the_timeout(fault, adapter):
         assert seconds < 10.0
 
 
+@pytest.mark.parametrize(
+    ("fate", "timeout", "message"),
+    [
+        ("raises", 60.0, "rank 1 failed in ring step 0"),
+        (
+            "is gone",
+            0.5,
+            "rank 1 did nothing for 0.5 s; rank 0 waited for it in a sum over the ranks",
+        ),
+    ],
+)
+def test_a_rank_that_does_not_come_into_nccls_group_is_named(
+    fate, timeout, message, adapter, monkeypatch
+):
+    join = adapter.NcclCommunicator._join
+
+    def join_or_not(self, unique_id):
+        if self.rank != 1:
+            return join(self, unique_id)
+        if fate == "raises":
+            raise RuntimeError("out of luck")
+        return None
+
+    monkeypatch.setattr(adapter.NcclCommunicator, "_join", join_or_not)
+    start = time.monotonic()
+    outcomes = on_ranks(adapter, 3, lambda comm, _: comm.rank, timeout)
+    for error in (outcomes[0], outcomes[2]):
+        assert isinstance(error, RingError)
+        assert re.sub("rank [02] waited", "rank 0 waited", str(error)) == message
+    assert time.monotonic() - start < 10.0
+
+
+def test_two_ranks_on_one_device_hear_what_nccl_says(adapter, monkeypatch):
+    monkeypatch.setattr(type(MACHINE), "device", 0)
+    errors = on_ranks(adapter, 2, lambda comm, _: comm.rank)
+    # One may hear of the other's before its own.
+    assert all(isinstance(error, nccl.NcclError | RingError) for error in errors)
+    assert any(isinstance(error, nccl.NcclError) for error in errors)
+
+
+def test_an_error_of_nccl_among_messages_ends_their_group_and_the_ring(adapter, monkeypatch):
+    def broken(self, *args):
+        raise nccl.NcclError("NCCL_ERROR_SYSTEM_ERROR: no route")
+
+    monkeypatch.setattr(nccl.NcclCommunicator, "recv", broken)
+
+    def program(comm, backend):
+        with pytest.raises(RingError) as error:
+            comm.start_shift((backend.asarray(np.ones((1, 1))),), rows=1, step=2)
+        return str(error.value), nccl._depth()
+
+    for message, open_groups in on_ranks(adapter, 3, program):
+        assert "closed its connection" in message
+        assert open_groups == 0
+
+
 def test_a_shape_that_is_not_expected_never_reaches_nccl(adapter, monkeypatch):
     def program(comm, backend):
         if comm.rank == 2:
             monkeypatch.setattr(comm._comm, "recv", None)
+        if comm.rank == 0:
+            time.sleep(0.2)  # rank 2 looks at what rank 1 sends before that misses anything
         sent = backend.asarray(np.ones((2, 3 if comm.rank == 1 else 4)))
         return comm.start_shift((sent,), rows=2, step=5).wait()
 
@@ -224,11 +244,19 @@ def test_a_device_that_sends_nothing_is_named_after_the_timeout(adapter):
 
 @pytest.mark.usefixtures("rank_1_sends_nothing")
 def test_an_error_of_nccl_ends_the_wait(adapter, monkeypatch):
+    gone = threading.Event()
+
     def broken(self):
-        raise nccl.NcclError("NCCL_ERROR_REMOTE_ERROR: peer is gone")
+        if self._rank == 2 and gone.is_set():
+            raise nccl.NcclError("NCCL_ERROR_REMOTE_ERROR: peer is gone")
+
+    def program(comm, backend):
+        result = shift_and_gather(comm, backend)
+        gone.set()  # by rank 1, for no other comes so far
+        return result
 
     monkeypatch.setattr(nccl.NcclCommunicator, "check_async_error", broken)
-    results = on_ranks(adapter, 3, shift_and_gather)
+    results = on_ranks(adapter, 3, program)
     for error in (results[0], results[2]):
         assert isinstance(error, RingError)
         # Whichever the host of rank 2 notices first: the other's end, or its silence.

@@ -49,7 +49,11 @@ class ndarray:  # noqa: N801  (CuPy's name)
     def device(self):
         return 0
 
-    def get(self, stream=None, order="C", out=None, blocking=True):
+    def get(self, *args, **kwargs):
+        check_call("ndarray.get", real.ndarray.get, args, kwargs)
+        return self._get(*args, **kwargs)
+
+    def _get(self, stream=None, order="C", out=None, blocking=True):
         if blocking:
             MACHINE.wait("get")
         if out is None:

@@ -1,7 +1,8 @@
 """The two products of cuBLAS that the adapter calls, on addresses in the memory of the host.
 
-Signatures and numbers are those of `cupy_backends.cuda.libs.cublas` in CuPy 14.2, which cannot be
-imported without the library itself.
+Names, numbers and signatures are those of `cupy_backends.cuda.libs.cublas` in CuPy 14.2, which
+cannot be imported without the library itself. tests/adapters/test_cupy_stand_in.py looks for the
+signatures in the file of that module, tests/gpu/test_libraries.py asks the module.
 """
 
 import ctypes
@@ -10,6 +11,28 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 
+from cupy_stand_in.signatures import by_name, like
+
+__all__ = [
+    "CUBLAS_COMPUTE_32F",
+    "CUBLAS_COMPUTE_32F_FAST_TF32",
+    "CUBLAS_COMPUTE_64F",
+    "CUBLAS_GEMM_DEFAULT",
+    "CUBLAS_OP_N",
+    "CUBLAS_OP_T",
+    "gemmEx",
+    "gemmStridedBatchedEx",
+]
+
+SIGNATURES = by_name(
+    "gemmEx(intptr_t handle, int transa, int transb, int m, int n, int k, size_t alpha, "
+    "size_t A, int Atype, int lda, size_t B, int Btype, int ldb, size_t beta, "
+    "size_t C, int Ctype, int ldc, int computeType, int algo)",
+    "gemmStridedBatchedEx(intptr_t handle, int transa, int transb, int m, int n, int k, "
+    "size_t alpha, size_t A, int Atype, int lda, long long strideA, "
+    "size_t B, int Btype, int ldb, long long strideB, size_t beta, "
+    "size_t C, int Ctype, int ldc, long long strideC, int batchCount, int computeType, int algo)",
+)
 CUBLAS_OP_N, CUBLAS_OP_T = 0, 1
 CUBLAS_COMPUTE_32F, CUBLAS_COMPUTE_64F, CUBLAS_COMPUTE_32F_FAST_TF32 = 68, 70, 77
 CUBLAS_GEMM_DEFAULT = -1
@@ -57,6 +80,7 @@ class Matrix(NamedTuple):
         return np.lib.stride_tricks.as_strided(flat, (rows, columns), strides)
 
 
+@like(SIGNATURES)
 def gemmEx(
     handle,
     transa,
@@ -87,6 +111,7 @@ def gemmEx(
     )
 
 
+@like(SIGNATURES)
 def gemmStridedBatchedEx(
     handle,
     transa,
@@ -131,10 +156,7 @@ def gemmStridedBatchedEx(
 
 
 HANDLE = 4711
-
-
-def get_cublas_handle():
-    return HANDLE
+"""What `cupy.cuda.device.get_cublas_handle` gives."""
 
 
 def _factor(matrix, rows, columns, transposed, offset):

@@ -1,5 +1,6 @@
 """The device that is not there: what it has been asked, and what it must not be asked."""
 
+import threading
 from contextlib import contextmanager
 
 
@@ -19,6 +20,17 @@ class Machine:
         self.waits = []
         self.copies_to_device = 0
         self._forbidden = self._copies_forbidden = False
+        self._current = threading.local()
+
+    @property
+    def device(self):
+        """The current device, of which each thread has its own; 0 at first."""
+        return getattr(self._current, "device", 0)
+
+    @device.setter
+    def device(self, number):
+        assert 0 <= number < self.devices, f"device {number} of {self.devices}"
+        self._current.device = number
 
     def wait(self, why):
         """The host waits for the device."""

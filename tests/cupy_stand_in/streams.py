@@ -3,20 +3,25 @@
 from collections import deque
 from typing import ClassVar
 
+from cupy import cuda as real
+
 from cupy_stand_in.machine import MACHINE
+from cupy_stand_in.signatures import like
 
 
+@like(real)
 class Event:
     """A place on a stream."""
 
-    def __init__(self, *args):
-        self._stream, self._place = args or (None, 0)
+    def __init__(self, block=False, disable_timing=False, interprocess=False):
+        self._stream, self._place = None, 0
 
     @property
     def done(self):
         return self._stream is None or self._stream._advance() >= self._place
 
 
+@like(real)
 class Stream:
     """An order of things to do; one that waits for a message holds up all after it."""
 
@@ -28,7 +33,9 @@ class Stream:
         self._waiting, self._done = deque(), 0
 
     def record(self, event=None):
-        return Event(self, self._done + len(self._waiting))
+        event = Event() if event is None else event
+        event._stream, event._place = self, self._done + len(self._waiting)
+        return event
 
     def wait_event(self, event):
         assert isinstance(event, Event)

@@ -38,7 +38,10 @@ def pytest_collection(session):
 
         siglip_cupy.CupyBackend()
     except (ImportError, RuntimeError) as error:
-        pytest.exit(f"tests/gpu cannot run here: {error}", returncode=1)
+        pytest.exit(
+            f"tests/gpu cannot run here: {error} (tests/README.md says what a machine needs)",
+            returncode=1,
+        )
 
 
 def pytest_terminal_summary(terminalreporter):

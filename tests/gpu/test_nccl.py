@@ -1,33 +1,25 @@
-"""A ring of one device over the real NCCL."""
+"""The ring over the real NCCL, on all devices that there are and on one."""
 
-import numpy as np
+import os
+import subprocess
+import sys
+from pathlib import Path
 
-import siglip_ref as sr
-from siglip_mpi import communicator, simulate
-from strategies import pairing
+import cupy
+import pytest
+
+TESTS = Path(__file__).parents[1]
 
 
-def alone(adapter):
-    """The communicator of a ring of one device."""
-    return adapter.NcclCommunicator(simulate(1, communicator)[0])
-
-
-def test_a_ring_of_one_gives_the_loss_of_one_device(adapter, cupy_backend):
-    comm = alone(adapter)
-    assert comm.gather((3, 4)) == ((3, 4),)
-    args = pairing(np.random.default_rng(0), 9, 7, 5)
-    want, grads = sr.losses.tiled_sigmoid_loss(*args)
-    loss, got = sr.ring.sigmoid_loss(
-        *map(cupy_backend.asarray, args), comm, block_loss=adapter.tiled_sigmoid_loss
+@pytest.mark.parametrize("world_size", sorted({1, cupy.cuda.runtime.getDeviceCount()}))
+def test_a_ring_of_processes_has_the_numbers_of_one_device(world_size):
+    done = subprocess.run(
+        ["mpiexec", "-n", str(world_size), sys.executable, "-m", "cupy_cases.ring"],
+        env=os.environ | {"PYTHONPATH": str(TESTS)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
     )
-    np.testing.assert_allclose(cupy_backend.to_numpy(loss), want, rtol=1e-12)
-    for x, wanted in zip(got, grads, strict=True):
-        np.testing.assert_allclose(cupy_backend.to_numpy(x), wanted, rtol=0, atol=1e-12)
-
-
-def test_arrays_that_a_device_sends_to_itself_arrive(adapter, cupy_backend):
-    comm = alone(adapter)
-    for dtype in (np.float16, np.float32, np.float64):
-        sent = np.arange(12, dtype=dtype).reshape(4, 3)
-        (came,) = comm.start_shift((cupy_backend.asarray(sent),), rows=4, step=0).wait()
-        np.testing.assert_array_equal(cupy_backend.to_numpy(came), sent)
+    assert done.returncode == 0, done.stderr
+    assert f"a ring of {world_size} has the numbers of one device" in done.stdout
