@@ -4,7 +4,7 @@ The times are those of `latency_bandwidth.py`, the bytes those of `memory.py`.
 """
 
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 
 import siglip_ref as sr
@@ -202,7 +202,7 @@ def verdict() -> Iterator[str]:
     for name in (SOFTMAX, SIGMOID):
         yield f"The {name} takes as long as the gathered softmax, or longer, in these rows:"
         yield ""
-        yield from rows_where(lambda row, name=name: slower_than_gathered(row, name))
+        yield from rows_where(partial(slower_than_gathered, name=name))
         yield ""
     yield (
         "With few pairs on a device a block is done before the next texts are there, so a device "

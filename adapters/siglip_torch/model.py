@@ -1,7 +1,7 @@
 """The two towers as a module: the core's forward and backward passes under Torch's autograd."""
 
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -111,8 +111,9 @@ class SiglipModel(nn.Module):
             return x.to(found.device, torch.promote_types(x.dtype, torch.float32))
 
         for child in self.children() if recurse else ():
-            child._apply(fn)
-        return super()._apply(wide, recurse=False)
+            cast(Any, child)._apply(fn)
+        applied: Self = cast(Any, super())._apply(wide, recurse=False)
+        return applied
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
