@@ -108,14 +108,14 @@ BACKENDS = (
 
 
 def map_arrays(fn: Callable[[Any], Any], tree: Any) -> Any:
-    """`tree` with `fn` applied to its arrays; dicts, tuples and named tuples are branches."""
+    """`tree` with `fn` applied to its arrays; dicts, lists and (named) tuples are branches."""
     if is_array_api_obj(tree):
         return fn(tree)
     if isinstance(tree, dict):
         return {name: map_arrays(fn, child) for name, child in tree.items()}
-    if isinstance(tree, tuple):
+    if isinstance(tree, tuple | list):
         children = [map_arrays(fn, child) for child in tree]
-        return type(tree)(*children) if hasattr(tree, "_fields") else tuple(children)
+        return type(tree)(*children) if hasattr(tree, "_fields") else type(tree)(children)
     assert tree is None, f"neither an array nor a tree of arrays: {tree!r}"
     return None
 

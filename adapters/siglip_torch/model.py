@@ -175,7 +175,7 @@ class _Tower(torch.autograd.Function):
 
 
 def _separated(tree: Any, tensors: list[Tensor]) -> Any:
-    """A tree of tuples and dicts with numbers for its tensors, which are appended to `tensors`."""
+    """A tree with numbers for its tensors, which are appended to `tensors`."""
     if isinstance(tree, Tensor):
         tensors.append(tree)
         return _Place(len(tensors) - 1)
@@ -196,9 +196,9 @@ class _Place(int):
 def _with_children(tree: Any, change: Callable[[Any], Any]) -> Any:
     if isinstance(tree, dict):
         return {name: change(child) for name, child in tree.items()}
-    if isinstance(tree, tuple):
+    if isinstance(tree, tuple | list):
         children = [change(child) for child in tree]
-        return type(tree)(*children) if hasattr(tree, "_fields") else tuple(children)
+        return type(tree)(*children) if hasattr(tree, "_fields") else type(tree)(children)
     return tree
 
 

@@ -12,9 +12,10 @@ from backends import library
 pytest.importorskip("cupy")
 from cupy_stand_in import namespace
 from cupy_stand_in.machine import MACHINE
+from launched import LAUNCHERS
 
 TESTS = Path(__file__).parents[1]
-LAUNCHERS = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID")
+LOCAL_RANKS = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID")
 
 
 @pytest.fixture(scope="module")
@@ -25,14 +26,14 @@ def adapter():
 
 @pytest.fixture(autouse=True)
 def three_devices_and_no_launcher(monkeypatch):
-    for name in LAUNCHERS:
+    for name in LOCAL_RANKS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(MACHINE, "devices", 3)
     yield
     MACHINE.device = 0
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize("launcher", LOCAL_RANKS)
 @pytest.mark.parametrize(("local_rank", "device"), [("0", 0), ("2", 2), ("4", 1)])
 def test_a_backend_is_on_the_device_of_its_local_rank(
     local_rank, device, launcher, adapter, monkeypatch
@@ -75,12 +76,8 @@ def mpiexec(*lines):
     library("mpi4py.MPI")
     done = subprocess.run(
         [
-            "mpiexec",
-            "-n",
-            "3",
-            sys.executable,
-            "-c",
-            PROGRAM + "\n".join(f"    {x}" for x in lines),
+            *LAUNCHERS["mpi"](3),
+            *(sys.executable, "-c", PROGRAM + "\n".join(f"    {x}" for x in lines)),
         ],
         env=os.environ | {"PYTHONPATH": str(TESTS)},
         capture_output=True,
@@ -106,4 +103,4 @@ def test_a_ring_of_processes_without_local_ranks_says_what_is_missing():
         "for name in siglip_cupy.device.LOCAL_RANK: os.environ.pop(name, None)",
         "with siglip_cupy.world(timeout=20.0): show()",
     )
-    assert f"in one of {', '.join(LAUNCHERS)}; got none of them: set LOCAL_RANK" in err
+    assert f"in one of {', '.join(LOCAL_RANKS)}; got none of them: set LOCAL_RANK" in err

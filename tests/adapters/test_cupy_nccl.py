@@ -135,7 +135,7 @@ def test_a_fault_is_heard_of_long_before_the_timeout(fault, adapter):
         (
             "is gone",
             0.5,
-            "rank 1 did nothing for 0.5 s; rank 0 waited for it in a sum over the ranks",
+            "rank 1 did nothing for 0.5 s; rank 0 waited for it in a sum or gather over the ranks",
         ),
     ],
 )
