@@ -8,7 +8,7 @@ import cupy
 import cupyx
 from numpy.typing import NDArray
 
-from siglip_cupy.device import use_own_device
+from siglip_cupy.device import require_device, use_own_device
 from siglip_cupy.forms import register_forms
 from siglip_cupy.gemm import cublas
 from siglip_cupy.tile_loop import tiled_sigmoid_loss
@@ -36,7 +36,7 @@ class CupyBackend:
     update_block: int | None = 2**24
 
     def __init__(self) -> None:
-        _require_device()
+        require_device()
         use_own_device()
         _require_cublas()
         register_forms()
@@ -69,25 +69,11 @@ class CupyBackend:
         return nullcontext(map)
 
 
-def _require_device() -> None:
-    wanted = "the cupy backend needs a CUDA device"
-    advice = (
-        "install the NVIDIA driver, or show this process a device (CUDA_VISIBLE_DEVICES), or use "
-        "another backend"
-    )
-    try:
-        count = cupy.cuda.runtime.getDeviceCount()
-    except cupy.cuda.runtime.CUDARuntimeError as error:
-        raise RuntimeError(f"{wanted}, got {error}; {advice}") from error
-    if count < 1:
-        raise RuntimeError(f"{wanted}, got 0 devices; {advice}")
-
-
 def _require_cublas() -> None:
     try:
         cublas()
     except ImportError as error:
         raise RuntimeError(
-            f"the cupy backend needs cuBLAS, which cannot be loaded ({error}); install the CUDA "
+            f"CuPy needs cuBLAS, which cannot be loaded ({error}); install the CUDA "
             "libraries: pip install 'siglip-ref[cupy]'"
         ) from error

@@ -12,7 +12,7 @@ import cupy
 import cupyx
 import numpy as np
 
-from siglip_cupy.device import LOCAL_RANK, local_rank, use_own_device
+from siglip_cupy.device import LOCAL_RANK, local_rank, require_device, use_own_device
 from siglip_cupy.host import DTYPES, Header, Host, agree_on_shift, agree_on_sum
 from siglip_ref.communicator import Arrays
 from siglip_ref.faults import COLLECTIVE, Notice, Reason, RingError
@@ -186,7 +186,8 @@ class NcclCommunicator:
         """
         deadline = time.monotonic() + self._timeout
         while not done():
-            if self._host.watch.listen() or time.monotonic() > deadline:
+            in_vain = self._host.watch.listen() or time.monotonic() > deadline
+            if in_vain and not done():
                 self.stop(Notice(self.rank, others, step, Reason.SILENT))
             if self._comm is not None:
                 with self._reporting(others, step):
@@ -252,8 +253,11 @@ def world(timeout: float = TIMEOUT) -> Iterator[NcclCommunicator]:
     Left by an exception, it says so to the others and ends the group.
 
     Raises ImportError, saying what to install, without mpi4py or an MPI library, and RuntimeError
-    if the launcher of several processes does not say which of its machine's this one is.
+    without NCCL or a CUDA device, and if the launcher of several processes does not say which of
+    its machine's this one is.
     """
+    require_device()
+    nccl()
     (mpi,) = entry_points(group="siglip_ref.communicators", name="mpi")
     with mpi.load()(timeout=timeout) as host:
         if host.world_size > 1 and local_rank() is None:

@@ -24,7 +24,7 @@ def pytest_run(*arguments):
 def test_asked_for_without_a_device_they_fail_with_the_reason():
     done = pytest_run(str(TESTS / "gpu"))
     assert done.returncode == 1
-    assert "tests/gpu cannot run here: the cupy backend needs a CUDA device" in done.stdout
+    assert "tests/gpu cannot run here: CuPy needs a CUDA device" in done.stdout
     assert "skipped" not in done.stdout
 
 
