@@ -30,21 +30,21 @@ STEPS = [  # size, batch, rounds; backend, microbatch, remat
     for towers, settings in {
         ("S", 16, 5): [
             ("numpy", 8, "nothing"),
-            ("numpy", 4, "blocks"),
+            ("numpy", 2, "blocks"),
             ("torch", 0, "nothing"),
-            ("torch", 4, "blocks"),
+            ("torch", 2, "blocks"),
             ("jax", 0, "nothing"),
             ("jax", 0, "blocks"),
         ],
-        ("S", 32, 2): [
+        ("S", 32, 3): [
             ("numpy", 8, "nothing"),
-            ("numpy", 4, "blocks"),
+            ("numpy", 2, "blocks"),
             ("torch", 0, "nothing"),
-            ("torch", 4, "blocks"),
+            ("torch", 2, "blocks"),
             ("jax", 0, "nothing"),
             ("jax", 0, "blocks"),
         ],
-        ("B", 16, 2): [("numpy", 8, "nothing"), ("torch", 0, "nothing"), ("jax", 0, "nothing")],
+        ("B", 16, 3): [("numpy", 8, "nothing"), ("torch", 0, "nothing"), ("jax", 0, "nothing")],
         # The peer's step under jit does not fit into 23 GB beside ours.
         ("B", 32, 2): [("numpy", 8, "nothing"), ("torch", 0, "nothing")],
     }.items()
