@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-import siglip_ref as sr
+from run_folders import assert_close_params, final_params
 from siglip_train.__main__ import main
-from siglip_train.checkpoints import latest_checkpoint, load_checkpoint
+from siglip_train.checkpoints import latest_checkpoint
 from siglip_train.loop import read_metrics
 
 pytest.importorskip("cupy")
@@ -25,10 +25,6 @@ def run(folder, *flags):
     return folder
 
 
-def final(folder):
-    return sr.tree.flatten(load_checkpoint(latest_checkpoint(folder))[0])
-
-
 @pytest.fixture(scope="module")
 def exact(tmp_path_factory):
     return run(tmp_path_factory.mktemp("runs") / "exact", "--precision", "float64")
@@ -45,11 +41,7 @@ def test_a_run_ends_with_the_parameters_of_numpy_and_resumes(exact, launched, tm
     folder = run(tmp_path / "run", "--precision", "float64", "--backend", "cupy")
     latest_checkpoint(folder).unlink()
     assert main(["--resume", str(folder)]) == 0
-    wanted, found = final(exact), final(folder)
-    assert wanted.keys() == found.keys()
-    for path, leaf in wanted.items():
-        assert found[path].dtype == leaf.dtype, path
-        np.testing.assert_allclose(found[path], leaf, rtol=1e-6, atol=1e-6, err_msg=path)
+    assert_close_params(folder, exact, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +52,7 @@ def test_narrow_towers_learn_what_wide_ones_learn(exact, launched, tmp_path, pre
     launched.clear()
     folder = run(tmp_path / "run", "--precision", precision, "--backend", "cupy")
     assert f"gelu_tanh_fwd<{kernel}>" in launched
-    assert all(leaf.dtype != np.float64 for leaf in final(folder).values())
+    assert all(leaf.dtype != np.float64 for leaf in final_params(folder).values())
     records, wanted = (read_metrics(x / "metrics.jsonl") for x in (folder, exact))
     assert records[0]["loss"] == pytest.approx(wanted[0]["loss"], rel=0.02)
     assert len(records) == 2

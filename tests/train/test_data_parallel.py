@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import siglip_ref as sr
 from backends import library
 from launched import BIN, LAUNCHERS, TINY, run, start, wait_for
+from run_folders import assert_close_params
 from siglip_train.backends import find_communicator
 from siglip_train.checkpoints import latest_checkpoint, load_checkpoint, step_path
 from siglip_train.loop import read_metrics
@@ -19,12 +19,7 @@ from siglip_train.loop import read_metrics
 
 def assert_equal_to_rounding(one: Path, other: Path, rtol=2**-23, atol=2e-9) -> None:
     """Equal to a unit in the last place of float32, in which parameters are, and `atol`."""
-    first, second = (
-        sr.tree.flatten(load_checkpoint(latest_checkpoint(x))[0]) for x in (one, other)
-    )
-    assert first.keys() == second.keys()
-    for path, leaf in first.items():
-        np.testing.assert_allclose(second[path], leaf, rtol=rtol, atol=atol, err_msg=path)
+    assert_close_params(other, one, rtol=rtol, atol=atol)
 
 
 @pytest.fixture(scope="module")

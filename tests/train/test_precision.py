@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import siglip_ref as sr
 from backends import library
+from run_folders import assert_close_params, final_params
 from siglip_train.__main__ import main
 from siglip_train.checkpoints import latest_checkpoint, load_checkpoint
 from siglip_train.loop import read_metrics
@@ -26,10 +26,6 @@ def run(folder: Path, *flags: str) -> int:
     return main([*TINY, "--out", str(folder), *flags])
 
 
-def final(folder: Path) -> dict[str, np.ndarray]:
-    return sr.tree.flatten(load_checkpoint(latest_checkpoint(folder))[0])
-
-
 @pytest.fixture(scope="module")
 def exact(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "exact"
@@ -44,11 +40,7 @@ def test_every_backend_ends_with_the_same_parameters_and_resumes(exact, tmp_path
     assert run(folder, "--precision", "float64", "--backend", backend) == 0
     latest_checkpoint(folder).unlink()
     assert main(["--resume", str(folder)]) == 0
-    wanted, found = final(exact), final(folder)
-    assert wanted.keys() == found.keys()
-    for path, leaf in wanted.items():
-        assert found[path].dtype == leaf.dtype, path
-        np.testing.assert_allclose(found[path], leaf, rtol=1e-6, atol=1e-6, err_msg=path)
+    assert_close_params(folder, exact, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -62,7 +54,7 @@ def test_narrow_towers_learn_what_wide_ones_learn(exact, tmp_path, capsys, backe
         assert "precision must be one that" in capsys.readouterr().err
         return
     assert status == 0
-    assert all(leaf.dtype != np.float64 for leaf in final(folder).values())
+    assert all(leaf.dtype != np.float64 for leaf in final_params(folder).values())
     records, wanted = (read_metrics(x / "metrics.jsonl") for x in (folder, exact))
     assert records[0]["loss"] == pytest.approx(wanted[0]["loss"], rel=0.02)
     assert all(record["loss_scale"] > 1 for record in records if precision == "float16")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import siglip_ref as sr
+from run_folders import final_params
 from siglip_train.__main__ import main
 from siglip_train.checkpoints import latest_checkpoint, load_checkpoint, step_path
 from siglip_train.loop import MetricsFile, read_metrics
@@ -24,11 +25,6 @@ TINY = [
 
 def run_tiny(folder: Path, *flags: str) -> int:
     return main([*TINY, "--out", str(folder), *flags])
-
-
-def final_params(folder: Path) -> dict[str, np.ndarray]:
-    trees, _ = load_checkpoint(latest_checkpoint(folder))
-    return sr.tree.flatten(trees)
 
 
 def assert_same_bits(one: Path, other: Path) -> None:
