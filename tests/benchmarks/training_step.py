@@ -7,6 +7,9 @@ Same configuration, batch and float32, both on all cores: forward, backward and 
 The peer of NumPy and Torch is Hugging Face's `SiglipModel` in Torch eager; the peer of JAX is
 `jax.value_and_grad` of the same forward pass, and the same update, in one jit.
 
+The floor of NumPy and Torch is the matrix products of our step and nothing else, in the same
+library, microbatches and threads.
+
 Each side lives in a process of its own; they take turns, one step each, and the ratio is the
 median over the rounds. Memory is the peak resident size of a process, less what it held after its
 imports; with the imports it is printed too. JAX compiles in the process, so its memory is what XLA
@@ -14,6 +17,7 @@ says of the compiled step instead: arguments, results and temporaries.
 """
 
 import argparse
+import functools
 import json
 import os
 import statistics
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     import siglip_ref as sr
+    from siglip_ref.backend import Backend
     from siglip_ref.types import Array, Tree
 
 SIZES = {  # width, depth, mlp_dim, num_heads
@@ -46,52 +51,67 @@ def main() -> None:
     parser.add_argument("--microbatch", type=int, default=4)
     parser.add_argument("--remat", choices=("nothing", "blocks", "towers"), default="nothing")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON, last")
-    parser.add_argument("--side", choices=("ours", "peer"), help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=("ours", "peer", "floor"), help=argparse.SUPPRESS)
     args = parser.parse_args()
+    makers: dict[str, Callable[[argparse.Namespace], Side]] = (
+        {"ours": jax_ours, "peer": jax_peer}
+        if args.backend == "jax"
+        else {"ours": ours, "peer": peer, "floor": floor}
+    )
+    if args.remat != "nothing":  # which computes products again, and is asked for its memory
+        makers.pop("floor", None)
     if args.side:
-        sides = {"numpy": (ours, peer), "torch": (ours, peer), "jax": (jax_ours, jax_peer)}
-        serve(sides[args.backend][args.side == "peer"](args))
+        serve(makers[args.side](args))
     else:
-        compare(args)
+        compare(args, tuple(makers))
 
 
-def compare(args: argparse.Namespace) -> None:
+def compare(args: argparse.Namespace, names: tuple[str, ...]) -> None:
     command = [sys.executable, __file__, *sys.argv[1:], "--side"]
     sides = {
         name: subprocess.Popen(
             [*command, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
         )
-        for name in ("ours", "peer")
+        for name in names
     }
     print(
         f"{args.backend}, {args.size}/16 towers, batch {args.batch}, microbatch "
         f"{args.microbatch}, remat {args.remat}, float32, {os.cpu_count()} cores"
     )
-    print("round   ours s   peer s   ratio")
+    print("round ", *(f"{name:>6} s" for name in names), "  ratio")
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(args.rounds + 1):
         for name, process in sides.items():
             seconds[name].append(float(ask(process, "step")))
-        mine, theirs = seconds["ours"][-1], seconds["peer"][-1]
-        label = f"{number:>5}" if number else "warm "
-        print(f"{label} {mine:8.3f} {theirs:8.3f} {mine / theirs:7.2f}", flush=True)
-    memory = {name: [float(x) for x in ask(sides[name], "memory").split()] for name in sides}
+        times = {name: values[-1] for name, values in seconds.items()}
+        label = f"{number:>6}" if number else "warm  "
+        cells = "".join(f" {value:8.3f}" for value in times.values())
+        print(f"{label}{cells} {times['ours'] / times['peer']:7.2f}", flush=True)
+    memory = {
+        name: [float(x) for x in ask(sides[name], "memory").split()] for name in ("ours", "peer")
+    }
     for process in sides.values():
         process.communicate("")
-    ratios = [a / b for a, b in zip(seconds["ours"][1:], seconds["peer"][1:], strict=True)]
+    ratios = {
+        name: statistics.median(a / b for a, b in zip(values[1:], seconds["peer"][1:], strict=True))
+        for name, values in seconds.items()
+        if name != "peer"
+    }
     used, total = ([memory["ours"][i], memory["peer"][i]] for i in (0, 1))
-    print(f"time ratio ours / peer: {statistics.median(ratios):.2f} (median of {args.rounds})")
+    for name, ratio in ratios.items():
+        print(f"time ratio {name} / peer: {ratio:.2f} (median of {args.rounds})")
     print(f"peak memory over imports: {used[0]:.0f} / {used[1]:.0f} MB = {used[0] / used[1]:.2f}")
     print(
         f"peak memory in all:       {total[0]:.0f} / {total[1]:.0f} MB = {total[0] / total[1]:.2f}"
     )
     if args.json:
-        names = ("backend", "size", "batch", "microbatch", "remat", "rounds")
+        settings = ("backend", "size", "batch", "microbatch", "remat", "rounds")
         print(
             json.dumps(
-                {name: getattr(args, name) for name in names}
+                {name: getattr(args, name) for name in settings}
                 | {name: statistics.median(values[1:]) for name, values in seconds.items()}
-                | {"time": statistics.median(ratios)}
+                | {"time": ratios["ours"]}
+                | ({"floor / peer": ratios["floor"]} if "floor" in ratios else {})
                 | {"memory": used[0] / used[1], "memory in all": total[0] / total[1]}
             )
         )
@@ -198,6 +218,63 @@ def ours(args: argparse.Namespace) -> Side:
         params, state = update(grads, state, params, factors)
 
     return resident(step, baseline)
+
+
+def floor(args: argparse.Namespace) -> Side:
+    """The matrix products of `ours`, of arrays that are there already."""
+    from siglip_train.backends import find_backend
+
+    backend = find_backend(args.backend)
+    products = products_of(config_of(args), args.microbatch or args.batch, backend)
+    microbatches = range(args.batch // (args.microbatch or args.batch))
+
+    def run(_: int) -> None:
+        for left, right in products:
+            left @ right
+
+    def step() -> None:
+        with backend.parallel_map() as parallel_map:
+            list(parallel_map(run, microbatches))
+
+    return resident(step, peak_bytes())
+
+
+def products_of(
+    config: "sr.SiglipConfig", n: int, backend: "Backend"
+) -> "list[tuple[Array, Array]]":
+    """The factors of all matrix products of n pairs, forward and backward."""
+    import numpy as np
+
+    @functools.cache
+    def array(*shape: int) -> "Array":
+        return backend.asarray(np.ones(shape, dtype=np.float32))
+
+    def dense(rows: int, d_in: int, d_out: int) -> "list[tuple[Array, Array]]":
+        x, kernel, dout = array(rows, d_in), array(d_in, d_out), array(rows, d_out)
+        return [(x, kernel), (dout, kernel.T), (x.T, dout)]
+
+    def attention(queries: int, keys: int, width: int, heads: int) -> "list[tuple[Array, Array]]":
+        inputs = 2 * dense(n * queries, width, width) + 2 * dense(n * keys, width, width)
+        q, k = (array(heads, length, width // heads) for length in (queries, keys))
+        scores = array(heads, queries, keys)  # of an image at a time, so that they stay in a cache
+        forward = [(q, k.mT), (scores, k)]
+        backward = [(scores.mT, q), (q, k.mT), (scores, k), (scores.mT, q)]
+        return inputs + n * (forward + backward)
+
+    def mlp(rows: int, width: int, hidden: int) -> "list[tuple[Array, Array]]":
+        return dense(rows, width, hidden) + dense(rows, hidden, width)
+
+    image, text = config.image, config.text
+    patch = 3 * image.patch_size**2
+    tokens = (image.image_size // image.patch_size) ** 2
+    found = dense(n * tokens, patch, image.width)
+    del found[1]  # nobody asks for the derivative by the pixels
+    for tower, length in (image, tokens), (text, text.context_length):
+        block = attention(length, length, tower.width, tower.num_heads)
+        found += tower.depth * (block + mlp(n * length, tower.width, tower.mlp_dim))
+    found += attention(1, tokens, image.width, image.num_heads)
+    found += mlp(n, image.width, image.mlp_dim)
+    return found + dense(n, text.width, text.out_dim)
 
 
 def jax_ours(args: argparse.Namespace) -> Side:
