@@ -46,6 +46,12 @@ class Backend(Protocol):
     def to_numpy(self, x: Array) -> NDArray[Any]:
         """The array in the memory of the host."""
 
+    def dtype(self, precision: str) -> Any:
+        """The library's dtype of this name: float64, float32, bfloat16 or float16.
+
+        Raises ValueError if the library has none, or has it turned off.
+        """
+
     def compile(self, fn: Fn, donate: tuple[int, ...] = ()) -> Fn:
         """A function that computes the same, perhaps faster.
 
@@ -77,6 +83,12 @@ class NumpyBackend:
     def to_numpy(self, x: Array) -> NDArray[Any]:
         """`x` itself, or the 0-d array of a NumPy scalar."""
         return np.asarray(x)
+
+    def dtype(self, precision: str) -> np.dtype[Any]:
+        """NumPy's dtype of this name; bfloat16 is none of its own."""
+        if precision not in ("float64", "float32", "float16"):
+            raise ValueError(f"precision must be one that NumPy has, got {precision!r}")
+        return np.dtype(precision)
 
     def compile(self, fn: Fn, donate: tuple[int, ...] = ()) -> Fn:  # noqa: ARG002
         """`fn` itself: NumPy has no compiler."""

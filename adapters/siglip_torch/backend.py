@@ -47,6 +47,13 @@ class TorchBackend:
         host = x.detach().cpu()
         return (host.float() if host.dtype == torch.bfloat16 else host).numpy()
 
+    def dtype(self, precision: str) -> torch.dtype:
+        """Torch's dtype of this name."""
+        dtype = getattr(torch, precision, None)
+        if not isinstance(dtype, torch.dtype):
+            raise ValueError(f"precision must be one that Torch has, got {precision!r}")
+        return dtype
+
     def compile(self, fn: Fn, donate: tuple[int, ...] = ()) -> Fn:  # noqa: ARG002
         """`torch.compile` on CUDA; on the host `fn` itself.
 
