@@ -6,7 +6,7 @@ computed. Others are found by the entry point group `siglip_ref.backends`.
 
 import ctypes
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, TypeVar
 
@@ -18,6 +18,9 @@ from siglip_ref.optim.adamw import AdamwLeaf
 from siglip_ref.types import Array, Map
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h
+
+LOCAL_RANK = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID")
+"""Where torchrun, Open MPI, MPICH and Slurm's srun number the processes of a machine, from 0."""
 
 Fn = TypeVar("Fn", bound=Callable[..., Any])
 
@@ -107,6 +110,21 @@ class NumpyBackend:
     def parallel_map(self) -> AbstractContextManager[Map]:
         """The built-in `map`."""
         return nullcontext(map)
+
+
+def local_rank(environ: Mapping[str, str]) -> int | None:
+    """The number of this process among those of its machine; None if no launcher gave it one.
+
+    Backends choose their device by it. Of `LOCAL_RANK` the first that is set counts.
+
+    Raises ValueError if that is no whole number from 0.
+    """
+    name = next((name for name in LOCAL_RANK if name in environ), None)
+    if name is None:
+        return None
+    if not environ[name].isdecimal():
+        raise ValueError(f"{name} must be a whole number from 0, got {environ[name]!r}")
+    return int(environ[name])
 
 
 def keep_freed_memory() -> None:

@@ -1,5 +1,6 @@
 """The core's ring over NCCL: arrays go from device to device, beside the computation."""
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,8 +13,9 @@ import cupy
 import cupyx
 import numpy as np
 
-from siglip_cupy.device import LOCAL_RANK, local_rank, require_device, use_own_device
+from siglip_cupy.device import require_device, use_own_device
 from siglip_cupy.host import DTYPES, Header, Host, agree_on_shift, agree_on_sum
+from siglip_ref.backend import LOCAL_RANK, local_rank
 from siglip_ref.communicator import Arrays
 from siglip_ref.faults import COLLECTIVE, Notice, Reason, RingError
 from siglip_ref.precision import at_least_float32, cast_like
@@ -260,7 +262,7 @@ def world(timeout: float = TIMEOUT) -> Iterator[NcclCommunicator]:
     nccl()
     (mpi,) = entry_points(group="siglip_ref.communicators", name="mpi")
     with mpi.load()(timeout=timeout) as host:
-        if host.world_size > 1 and local_rank() is None:
+        if host.world_size > 1 and local_rank(os.environ) is None:
             raise RuntimeError(
                 "each process of a ring needs a device of its own, by its number on its machine in "
                 f"one of {', '.join(LOCAL_RANK)}; got none of them: set LOCAL_RANK"

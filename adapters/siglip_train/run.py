@@ -36,7 +36,6 @@ from siglip_train.group import (
     PartingError,
     ToldError,
     is_first,
-    place_on_machine,
     tell,
     together,
 )
@@ -96,9 +95,8 @@ def run_on(
     """
     first = is_first(comm)
     skips = Skips()
-    place = None if comm is None else place_on_machine(comm)
     with together(comm):
-        backend = find_backend(settings.backend, place)
+        backend = find_backend(settings.backend)
         backend.dtype(settings.precision)  # if it has that
         tokenizer = open_tokenizer(settings)
         config = settings.model_config(tokenizer.vocab_size)
