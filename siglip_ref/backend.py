@@ -6,7 +6,7 @@ computed. Others are found by the entry point group `siglip_ref.backends`.
 
 import ctypes
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, TypeVar
 
@@ -18,6 +18,9 @@ from siglip_ref.optim.adamw import AdamwLeaf
 from siglip_ref.types import Array, Map
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h
+
+LOCAL_RANK = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID")
+"""Where torchrun, Open MPI, MPICH and Slurm's srun number the processes of a machine, from 0."""
 
 Fn = TypeVar("Fn", bound=Callable[..., Any])
 
@@ -45,6 +48,12 @@ class Backend(Protocol):
 
     def to_numpy(self, x: Array) -> NDArray[Any]:
         """The array in the memory of the host."""
+
+    def dtype(self, precision: str) -> Any:
+        """The library's dtype of this name: float64, float32, bfloat16 or float16.
+
+        Raises ValueError if the library has none, or has it turned off.
+        """
 
     def compile(self, fn: Fn, donate: tuple[int, ...] = ()) -> Fn:
         """A function that computes the same, perhaps faster.
@@ -78,6 +87,12 @@ class NumpyBackend:
         """`x` itself, or the 0-d array of a NumPy scalar."""
         return np.asarray(x)
 
+    def dtype(self, precision: str) -> np.dtype[Any]:
+        """NumPy's dtype of this name; bfloat16 is none of its own."""
+        if precision not in ("float64", "float32", "float16"):
+            raise ValueError(f"precision must be one that NumPy has, got {precision!r}")
+        return np.dtype(precision)
+
     def compile(self, fn: Fn, donate: tuple[int, ...] = ()) -> Fn:  # noqa: ARG002
         """`fn` itself: NumPy has no compiler."""
         return fn
@@ -95,6 +110,21 @@ class NumpyBackend:
     def parallel_map(self) -> AbstractContextManager[Map]:
         """The built-in `map`."""
         return nullcontext(map)
+
+
+def local_rank(environ: Mapping[str, str]) -> int | None:
+    """The number of this process among those of its machine; None if no launcher gave it one.
+
+    Backends choose their device by it. Of `LOCAL_RANK` the first that is set counts.
+
+    Raises ValueError if that is no whole number from 0.
+    """
+    name = next((name for name in LOCAL_RANK if name in environ), None)
+    if name is None:
+        return None
+    if not environ[name].isdecimal():
+        raise ValueError(f"{name} must be a whole number from 0, got {environ[name]!r}")
+    return int(environ[name])
 
 
 def keep_freed_memory() -> None:

@@ -1,5 +1,7 @@
 """In which precision a formula runs: the dtype of its inputs, or float32 if that is narrower."""
 
+from typing import Any
+
 from array_api_compat import array_namespace
 
 from siglip_ref.types import Array
@@ -15,7 +17,11 @@ def at_least_float32(x: Array) -> Array:
     return x if x.dtype in (xp.float32, xp.float64) else xp.astype(x, xp.float32)
 
 
+def as_dtype(x: Array, dtype: Any) -> Array:
+    """`x` in a dtype of its library."""
+    return x if x.dtype == dtype else array_namespace(x).astype(x, dtype)
+
+
 def cast_like(x: Array, like: Array) -> Array:
     """`x` in the dtype of `like`."""
-    xp = array_namespace(x)
-    return x if x.dtype == like.dtype else xp.astype(x, like.dtype)
+    return as_dtype(x, like.dtype)

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import cupy
 import cupyx
+import numpy as np
 from numpy.typing import NDArray
 
 from siglip_cupy.device import require_device, use_own_device
@@ -51,6 +52,13 @@ class CupyBackend:
         host: NDArray[Any] = cupyx.empty_pinned(sent.shape, dtype=x.dtype)
         sent.get(out=host)
         return host.reshape(x.shape)
+
+    def dtype(self, precision: str) -> np.dtype[Any]:
+        """NumPy's dtype of this name; bfloat16 is that of ml_dtypes."""
+        try:
+            return np.dtype(precision)
+        except TypeError as error:
+            raise ValueError(f"precision must be one that CuPy has, got {precision!r}") from error
 
     def compile(self, fn: Fn, donate: tuple[int, ...] = ()) -> Fn:  # noqa: ARG002
         """`fn` itself: CuPy has no compiler of functions, and the kernels are compiled already."""

@@ -1,17 +1,10 @@
 """Which CUDA device is this process's."""
 
 import os
-from collections.abc import Mapping
 
 import cupy
 
-LOCAL_RANK = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID")
-"""Where torchrun, Open MPI, MPICH and Slurm's srun number the processes of a machine, from 0."""
-
-
-def local_rank(environ: Mapping[str, str] = os.environ) -> int | None:
-    """The number of this process among those of its machine; None if no launcher gave it one."""
-    return next((int(environ[name]) for name in LOCAL_RANK if name in environ), None)
+from siglip_ref.backend import local_rank
 
 
 def use_own_device() -> None:
@@ -19,7 +12,7 @@ def use_own_device() -> None:
 
     Without a local rank the current device stays.
     """
-    rank = local_rank()
+    rank = local_rank(os.environ)
     if rank is not None:
         cupy.cuda.Device(rank % cupy.cuda.runtime.getDeviceCount()).use()
 

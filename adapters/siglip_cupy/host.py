@@ -5,6 +5,7 @@ for ever. So the hosts compare what goes with what is expected before either is 
 """
 
 from collections import Counter
+from collections.abc import Callable
 from typing import NamedTuple, NoReturn, Protocol, Self
 
 import numpy as np
@@ -34,8 +35,18 @@ class Watch(Protocol):
     def check(self) -> None:
         """Raise the RingError with which this ring has stopped, if it has."""
 
-    def listen(self) -> bool:
-        """Whether any rank has given notice."""
+    def until(
+        self,
+        done: Callable[[], bool],
+        others: tuple[int, ...],
+        step: int,
+        meanwhile: Callable[[], None],
+    ) -> None:
+        """Return when what needs other ranks is done; `meanwhile` is called between two looks.
+
+        Raises RingError if it takes longer than the timeout of the host's ring, or as soon as any
+        rank gives notice that it stops.
+        """
 
     def stop(self, notice: Notice) -> NoReturn:
         """Give notice to all ranks, hear what they say, and raise RingError."""

@@ -1,5 +1,6 @@
 """The core's ring over NCCL: arrays go from device to device, beside the computation."""
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,8 +13,9 @@ import cupy
 import cupyx
 import numpy as np
 
-from siglip_cupy.device import LOCAL_RANK, local_rank, require_device, use_own_device
+from siglip_cupy.device import require_device, use_own_device
 from siglip_cupy.host import DTYPES, Header, Host, agree_on_shift, agree_on_sum
+from siglip_ref.backend import LOCAL_RANK, local_rank
 from siglip_ref.communicator import Arrays
 from siglip_ref.faults import COLLECTIVE, Notice, Reason, RingError
 from siglip_ref.precision import at_least_float32, cast_like
@@ -42,7 +44,7 @@ class NcclShift:
         number that is not finite.
         """
         left = (self._comm.rank - 1) % self._comm.world_size
-        self._comm.wait_for(self._arrived, (left,), self._step)
+        self._comm.until(lambda: self._arrived.done, (left,), self._step)
         self._held = ()
         for rank, finite in zip((self._comm.rank, left), self._finite, strict=True):
             if not finite[0]:
@@ -59,21 +61,21 @@ class NcclCommunicator:
 
     host
         A ring of the same ranks on the host, which carries NCCL's id, what is about to be sent,
-        and notices of faults: `siglip_mpi.communicator(mpi)`.
+        and notices of faults: `siglip_mpi.communicator(mpi)`. Its timeout holds here too.
 
     Transfers have a stream of their own: they start when the arrays are computed and run while the
     device goes on. Before NCCL is called the hosts compare dtypes, shapes and ring steps, and wait
     for no device to do so. A flag goes with the arrays that says whether all numbers are finite.
-    If a rank sends something else, sends a number that is not finite, does not answer within
-    `timeout` seconds, or hears of an error from NCCL, all ranks raise a RingError that names it
-    and the ring step as soon as one of them notices, and NCCL's group is broken up. That holds
-    from the start: a rank that does not come into the group is named too.
+    If a rank sends something else, sends a number that is not finite, does not answer within the
+    timeout, or hears of an error from NCCL, all ranks raise a RingError that names it and the ring
+    step as soon as one of them notices, and NCCL's group is broken up. That holds from the start: a
+    rank that does not come into the group is named too.
 
     Raises RuntimeError if NCCL cannot be loaded, and NCCL's error if it cannot make the group.
     """
 
-    def __init__(self, host: Host, timeout: float = TIMEOUT) -> None:
-        self._host, self._timeout = host, timeout
+    def __init__(self, host: Host) -> None:
+        self._host = host
         self._rank, self._world_size = int(host.rank), host.world_size
         self._nccl = nccl()
         mine = tuple(self._nccl.get_unique_id()) if self._rank == 0 else (0,) * _ID
@@ -135,7 +137,8 @@ class NcclCommunicator:
             self._comm.allReduce(
                 address, total.data.ptr, count, dtype, self._nccl.NCCL_SUM, self.stream.ptr
             )
-        self.wait_for(self.stream.record(), others, COLLECTIVE)
+        added = self.stream.record()
+        self.until(lambda: added.done, others, COLLECTIVE)
         return cast_like(total.reshape(array.shape), array)
 
     def gather(self, values: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
@@ -143,13 +146,14 @@ class NcclCommunicator:
         with self._ending_all():
             return self._host.gather(values)
 
-    def wait_for(self, event: Any, others: tuple[int, ...], step: int) -> None:
-        """Return when the event has come; the device goes on with what it has been given.
+    def until(self, done: Callable[[], bool], others: tuple[int, ...], step: int) -> None:
+        """Return when what needs other ranks is done; the device goes on with what it has.
 
         Raises RingError if it takes longer than the timeout, as soon as any rank gives notice that
         it stops, or if NCCL reports an error.
         """
-        self._until(lambda: event.done, others, step)
+        with self._reporting(others, step), self._ending_all():
+            self._host.watch.until(done, others, step, meanwhile=self._look_at_nccl)
 
     def stop(self, notice: Notice) -> NoReturn:
         """Give notice to all ranks, raise RingError, and end what NCCL still waits for."""
@@ -175,24 +179,14 @@ class NcclCommunicator:
                 joined.set_exception(error)
 
         threading.Thread(target=ask, daemon=True).start()
-        self._until(joined.done, self._others(), COLLECTIVE)
+        self.until(joined.done, self._others(), COLLECTIVE)
         return joined.result()
 
-    def _until(self, done: Callable[[], bool], others: tuple[int, ...], step: int) -> None:
-        """Return when something is done that needs other ranks.
-
-        Raises RingError if it takes longer than the timeout, as soon as any rank gives notice that
-        it stops, or if NCCL reports an error.
-        """
-        deadline = time.monotonic() + self._timeout
-        while not done():
-            in_vain = self._host.watch.listen() or time.monotonic() > deadline
-            if in_vain and not done():
-                self.stop(Notice(self.rank, others, step, Reason.SILENT))
-            if self._comm is not None:
-                with self._reporting(others, step):
-                    self._comm.check_async_error()
-            time.sleep(0)
+    def _look_at_nccl(self) -> None:
+        """Raise the error of NCCL's that it has come upon, and let other threads work."""
+        if self._comm is not None:
+            self._comm.check_async_error()
+        time.sleep(0)
 
     def _others(self) -> tuple[int, ...]:
         return tuple(rank for rank in range(self.world_size) if rank != self.rank)
@@ -260,10 +254,10 @@ def world(timeout: float = TIMEOUT) -> Iterator[NcclCommunicator]:
     nccl()
     (mpi,) = entry_points(group="siglip_ref.communicators", name="mpi")
     with mpi.load()(timeout=timeout) as host:
-        if host.world_size > 1 and local_rank() is None:
+        if host.world_size > 1 and local_rank(os.environ) is None:
             raise RuntimeError(
                 "each process of a ring needs a device of its own, by its number on its machine in "
                 f"one of {', '.join(LOCAL_RANK)}; got none of them: set LOCAL_RANK"
             )
         use_own_device()
-        yield NcclCommunicator(host, timeout)
+        yield NcclCommunicator(host)

@@ -17,12 +17,17 @@ def jax_array(name: str, x: Array) -> Array:
 
     Raises TypeError for float64 where JAX would make float32 of it, since jax_enable_x64 is off.
     """
-    if getattr(x, "dtype", None) == np.float64 and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+    if getattr(x, "dtype", None) == np.float64 and not x64_is_on():
         raise TypeError(
             f"{name} has the dtype float64, which JAX would round to float32: "
             "set jax.config.update('jax_enable_x64', True), or convert it to float32"
         )
     return jnp.asarray(x)
+
+
+def x64_is_on() -> bool:
+    """Whether JAX has 64-bit numbers, which it does not by default."""
+    return bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]
 
 
 def checked(pairs: Pairs, zimg: Array, ztxt: Array, **scalars: Array) -> tuple[Array, ...]:

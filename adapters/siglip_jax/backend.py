@@ -5,10 +5,11 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from siglip_jax.arguments import jax_array
+from siglip_jax.arguments import jax_array, x64_is_on
 from siglip_jax.forms import register_forms
 from siglip_jax.sigmoid import tiled_sigmoid_loss
 from siglip_ref.backend import NumpyBackend
@@ -47,6 +48,17 @@ class JaxBackend:
         """The array in the memory of the host; bfloat16, which NumPy has not, as float32."""
         host = np.asarray(x)
         return host.astype(np.float32) if host.dtype.name == "bfloat16" else host
+
+    def dtype(self, precision: str) -> np.dtype[Any]:
+        """JAX's dtype of this name; float64 only if `jax_enable_x64` is on."""
+        if precision == "float64" and not x64_is_on():
+            raise ValueError(
+                "precision must be one that JAX has turned on, got 'float64': set JAX_ENABLE_X64=1"
+            )
+        try:
+            return jnp.dtype(precision)
+        except TypeError as error:
+            raise ValueError(f"precision must be one that JAX has, got {precision!r}") from error
 
     def compile(self, fn: Fn, donate: tuple[int, ...] = ()) -> Fn:
         """`jax.jit`: compiled at the first call, and again for other shapes and dtypes."""

@@ -24,7 +24,7 @@ from siglip_mpi.message import (
 )
 from siglip_mpi.simulated import AbortedError
 from siglip_ref.communicator import Arrays
-from siglip_ref.faults import COLLECTIVE, Notice, Reason, RingError
+from siglip_ref.faults import COLLECTIVE, Notice, Reason, RingError, place
 from siglip_ref.precision import at_least_float32, cast_like
 from siglip_ref.types import Array
 
@@ -179,7 +179,7 @@ class MpiCommunicator:
         sends += [self._mpi.Isend(as_bytes(host), dest=right, tag=_DATA_TAG) for host, _ in sent]
 
         def finish() -> list[Host]:
-            self.watch.until(arrival, left, step)
+            self._until(arrival, left, step)
             for numbers, wanted in zip(coming, expected, strict=True):
                 got = decode(numbers)
                 if got != wanted:
@@ -187,12 +187,27 @@ class MpiCommunicator:
                         Notice(self.rank, (left,), step, Reason.MISMATCH, str(got), str(wanted))
                     )
             for receive in receives:
-                self.watch.until(receive, left, step)
+                self._until(receive, left, step)
             for send in sends:
-                self.watch.until(send, right, step)
+                self._until(send, right, step)
             return buffers
 
         return finish
+
+    def _until(self, request: Any, other: int, step: int) -> None:
+        """Return when a request, which needs another rank, is done.
+
+        Raises RingError as `Watch.until` does, and if MPI reports an error.
+        """
+
+        def done() -> bool:
+            try:
+                return bool(request.Test())
+            except RuntimeError as error:  # of MPI, or another rank's Abort
+                message = f"rank {self.rank} was stopped in {place(step)}: {error}"
+                raise RingError(message, (), step) from error
+
+        self.watch.until(done, (other,), step)
 
     def _everyone(self, numbers: Host) -> Host:
         """The arrays of all ranks, stacked in their order, in log2(W) hops.

@@ -19,7 +19,6 @@ from siglip_ref.faults import (
     Reason,
     RingError,
     error_of,
-    place,
     settled,
     verdict,
 )
@@ -42,8 +41,13 @@ def decoded(message: NDArray[np.uint8]) -> Notice:
     return Notice(accuser, tuple(suspects), step, Reason(reason), *headers)
 
 
+def rest() -> None:
+    """Let other threads and processes work between two looks."""
+    time.sleep(POLL)
+
+
 class Watch:
-    """Waits for a rank's requests, and for bad news, at the same time."""
+    """Waits for what a rank needs of others, and for bad news, at the same time."""
 
     def __init__(self, mpi: Any, timeout: float) -> None:
         self._mpi, self._timeout = mpi, timeout
@@ -52,18 +56,24 @@ class Watch:
         self._sent: list[tuple[int, Any]] = []
         self._error: RingError | None = None
 
-    def until(self, request: Any, other: int, step: int) -> None:
-        """Return when the request, which needs another rank, is done.
+    def until(
+        self,
+        done: Callable[[], bool],
+        others: tuple[int, ...],
+        step: int,
+        meanwhile: Callable[[], None] = rest,
+    ) -> None:
+        """Return when what needs other ranks is done; `meanwhile` is called between two looks.
 
-        Raises RingError if that takes longer than the timeout, or as soon as any rank gives notice
+        Raises RingError if it takes longer than the timeout, or as soon as any rank gives notice
         that it stops. What came before the notice is not missing, though it may be wrong.
         """
         end = time.monotonic() + self._timeout
-        while not self._done(request, step):
-            in_vain = self.listen() or time.monotonic() > end
-            if in_vain and not self._done(request, step):
-                self.stop(Notice(self._rank, (other,), step, Reason.SILENT))
-            time.sleep(POLL)
+        while not done():
+            in_vain = self._listen() or time.monotonic() > end
+            if in_vain and not done():
+                self.stop(Notice(self._rank, others, step, Reason.SILENT))
+            meanwhile()
 
     def stop(self, notice: Notice) -> NoReturn:
         """Tell all ranks of a fault, hear what they say, and raise RingError."""
@@ -87,15 +97,15 @@ class Watch:
         """Let messages come and go for the time of grace, or until there is nothing to wait for."""
         end = time.monotonic() + GRACE
         while not until() and time.monotonic() < end:
-            self.listen()
-            time.sleep(POLL)
+            self._listen()
+            rest()
 
     def check(self) -> None:
         """Raise the error with which this ring has stopped, if it has."""
         if self._error is not None:
             raise self._error
 
-    def listen(self) -> bool:
+    def _listen(self) -> bool:
         """Whether any rank has given notice; what it says is remembered."""
         with contextlib.suppress(RuntimeError):
             while self._mpi.Iprobe(tag=_NOTICE_TAG):
@@ -103,13 +113,6 @@ class Watch:
                 self._mpi.Irecv(message, tag=_NOTICE_TAG).Wait()
                 self._notices.append(decoded(message))
         return bool(self._notices)
-
-    def _done(self, request: Any, step: int) -> bool:
-        try:
-            return bool(request.Test())
-        except RuntimeError as error:  # of MPI, or another rank's Abort
-            message = f"rank {self._rank} was stopped in {place(step)}: {error}"
-            raise RingError(message, (), step) from error
 
     def _told(self) -> bool:
         """Whether the notices of this rank have left it, but for those to the ranks at fault."""

@@ -14,6 +14,7 @@ from siglip_ref.losses import TiledSigmoidLoss
 from siglip_ref.optim.adamw import AdamwLeaf
 from siglip_ref.types import Map
 from siglip_torch.adamw import adamw_leaf
+from siglip_torch.device import use_own_device
 from siglip_torch.forms import register_forms
 from siglip_torch.tile_loop import tiled_sigmoid_loss
 
@@ -21,7 +22,11 @@ Fn = TypeVar("Fn", bound=Callable[..., Any])
 
 
 class TorchBackend:
-    """Torch on the first CUDA device, or on the host if there is none.
+    """Torch on the CUDA device of this process, or on the host if there is none.
+
+    That is the one with its local rank where a launcher started it, and else the current one, so
+    that the processes of a machine share out its devices whatever carries their messages. Making a
+    backend lets this thread use it.
 
     The arrays never ask for gradients: the core forms them itself. Making one also registers
     Torch's kernels for tensors on the host.
@@ -32,6 +37,7 @@ class TorchBackend:
 
     def __init__(self) -> None:
         register_forms()
+        use_own_device()
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         # On CUDA the update is compiled as a whole.
         on_host = self.device.type == "cpu"
@@ -46,6 +52,13 @@ class TorchBackend:
         """`x` in the memory of the host; bfloat16, which NumPy has not, as float32."""
         host = x.detach().cpu()
         return (host.float() if host.dtype == torch.bfloat16 else host).numpy()
+
+    def dtype(self, precision: str) -> torch.dtype:
+        """Torch's dtype of this name."""
+        dtype = getattr(torch, precision, None)
+        if not isinstance(dtype, torch.dtype):
+            raise ValueError(f"precision must be one that Torch has, got {precision!r}")
+        return dtype
 
     def compile(self, fn: Fn, donate: tuple[int, ...] = ()) -> Fn:  # noqa: ARG002
         """`torch.compile` on CUDA; on the host `fn` itself.

@@ -19,6 +19,7 @@ from torch import Tensor
 from siglip_ref.communicator import Arrays
 from siglip_ref.faults import COLLECTIVE, GRACE, Notice, Reason, RingError
 from siglip_ref.types import Array
+from siglip_torch.device import use_own_device
 from siglip_torch.faults import Board, StoppedError
 from siglip_torch.message import decoded, encoded, header_of, is_finite, to_home, to_tensor
 
@@ -335,13 +336,10 @@ def world(timeout: float = TIMEOUT) -> Iterator[TorchCommunicator]:
             "a ring of Torch processes is started by torchrun, "
             f"which sets {', '.join(ENVIRONMENT)}; got no {', '.join(missing)}"
         )
-    local, local_size = (
-        int(os.environ.get(name, default))
-        for name, default in (("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
-    )
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     nccl = torch.cuda.is_available() and torch.cuda.device_count() >= local_size
     if nccl:
-        torch.cuda.set_device(local)
+        use_own_device()
     patience = timedelta(seconds=2 * timeout + GRACE)  # NCCL then ends a process that hangs
     dist.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo", timeout=patience)
     try:

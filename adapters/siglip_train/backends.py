@@ -19,20 +19,12 @@ _MARKS = {
 """Environment variables that a launcher sets for the processes it starts."""
 
 
-def find_backend(name: str, place: int | None = None) -> Backend:
+def find_backend(name: str) -> Backend:
     """The backend of this name.
-
-    With a `place` on the machine Torch uses the CUDA device of this number, counted round, where
-    it has any; without, the one that is current.
 
     Raises ValueError if there is none, or if it cannot be loaded here, with the reason.
     """
     backend: Backend = _found("backend", BACKENDS, name)()
-    if name == "torch" and place is not None:
-        import torch  # noqa: PLC0415  (the backend has just loaded it)
-
-        if torch.cuda.is_available():
-            torch.cuda.set_device(place % torch.cuda.device_count())
     return backend
 
 

@@ -1,7 +1,5 @@
 """What the devices of a group do together, beside the loss: agree, share out, and stop."""
 
-import hashlib
-import platform
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,11 +71,3 @@ def from_all(array: Array, comm: Communicator | None) -> Array:
     return comm.sum(
         xp.concat([array if place == comm.rank else xp.zeros_like(array) for place in places])
     )
-
-
-def place_on_machine(comm: Communicator) -> int:
-    """How many devices of the group that come before this one are on the same machine."""
-    machine = hashlib.blake2b(platform.node().encode(), digest_size=7).hexdigest()
-    machines = [value for (value,) in comm.gather((int(machine, 16),))]
-    rank = int(comm.rank)
-    return machines[:rank].count(machines[rank])

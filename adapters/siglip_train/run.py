@@ -36,7 +36,6 @@ from siglip_train.group import (
     PartingError,
     ToldError,
     is_first,
-    place_on_machine,
     tell,
     together,
 )
@@ -50,7 +49,7 @@ from siglip_train.loop import (
 )
 from siglip_train.report import write_report
 from siglip_train.settings import Settings
-from siglip_train.step import TrainState, as_dtype, initial_state
+from siglip_train.step import TrainState, initial_state
 
 MOST_VALIDATION_PAIRS = 5000
 
@@ -96,10 +95,9 @@ def run_on(
     """
     first = is_first(comm)
     skips = Skips()
-    place = None if comm is None else place_on_machine(comm)
     with together(comm):
-        backend = find_backend(settings.backend, place)
-        as_dtype(backend.asarray(np.zeros(1, np.float32)), settings.precision)  # if it has that
+        backend = find_backend(settings.backend)
+        backend.dtype(settings.precision)  # if it has that
         tokenizer = open_tokenizer(settings)
         config = settings.model_config(tokenizer.vocab_size)
         state = resumed_state(folder) if resume else new_state(settings, config)

@@ -2,12 +2,11 @@
 
 import math
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-from array_api_compat import array_namespace, is_cupy_namespace
+from array_api_compat import array_namespace
 
 import siglip_ref as sr
 from siglip_ref.backend import Backend
@@ -15,6 +14,7 @@ from siglip_ref.communicator import Communicator
 from siglip_ref.optim import LossScale
 from siglip_ref.optim.adamw import adamw_leaf
 from siglip_ref.optim.leaves import Factor
+from siglip_ref.precision import as_dtype
 from siglip_ref.types import Array, Map, Tree
 from siglip_train.in_place import Update, in_place
 from siglip_train.optimizer import make_optimizer, schedule_factor
@@ -66,11 +66,12 @@ def make_step(
     Raises ValueError if the backend has not the precision.
     """
     scaled = settings.precision == "float16"
+    dtype, float32 = backend.dtype(settings.precision), backend.dtype("float32")
 
     def gradients(params: Tree, images: Array, tokens: Array, dloss: Array) -> tuple[Any, ...]:
         loss, grads = sr.loss_and_grads(
-            in_precision(params, settings.precision),
-            as_dtype(images, settings.precision),
+            in_precision(params, dtype),
+            as_dtype(images, dtype),
             tokens,
             config,
             settings.loss,
@@ -82,7 +83,7 @@ def make_step(
             comm=comm,
             dloss=dloss if scaled else None,
         )
-        grads = sr.tree.tree_map(lambda g: as_dtype(g, "float32"), grads)
+        grads = sr.tree.tree_map(lambda g: as_dtype(g, float32), grads)
         if scaled:
             grads = sr.tree.tree_map(lambda g: g / dloss, grads)
         return loss, grads, sr.optim.global_norm(grads)
@@ -162,39 +163,11 @@ def clip_factor(settings: Settings, norm: Array) -> Array:
     return sr.optim.clip_factor(norm, settings.clip_norm or math.inf)
 
 
-def in_precision(params: Tree, precision: str) -> Tree:
-    """The parameters that the towers compute with; t' and b stay in float32."""
+def in_precision(params: Tree, dtype: Any) -> Tree:
+    """The parameters that the towers compute with, in this dtype; t' and b stay in float32."""
     return sr.tree.tree_map_with_path(
-        lambda path, p: p if path in SCALARS else as_dtype(p, precision), params
+        lambda path, p: p if path in SCALARS else as_dtype(p, dtype), params
     )
-
-
-def as_dtype(x: Array, precision: str) -> Array:
-    """The array in a precision by name.
-
-    Raises ValueError if its library has no dtype of this name, or does not use it.
-    """
-    xp = array_namespace(x)
-    dtype = dtype_named(precision, xp)
-    if dtype is None:
-        raise ValueError(f"precision must be one that {xp.__name__} has, got {precision}")
-    if x.dtype == dtype:
-        return x
-    found = xp.astype(x, dtype)
-    if found.dtype != dtype:
-        raise ValueError(f"precision {precision} is turned off in {xp.__name__}")
-    return found
-
-
-def dtype_named(precision: str, xp: Any) -> Any:
-    """The dtype of this name in a library, or None.
-
-    CuPy has NumPy's dtypes, and with ml_dtypes NumPy's bfloat16, of which neither has a name.
-    """
-    if is_cupy_namespace(xp):
-        with suppress(TypeError):
-            return np.dtype(precision)
-    return getattr(xp, precision, None)
 
 
 def full_like(x: Array, value: float) -> Array:

@@ -92,6 +92,9 @@ def test_products_take_16_bit_factors_and_are_summed_in_float32(adapter, cupy_ba
 
 def test_the_backend_says_what_it_is(cupy_backend):
     assert cupy_backend.name == "cupy"
+    assert str(cupy_backend.dtype("bfloat16")) == "bfloat16"
+    with pytest.raises(ValueError, match="precision must be one that CuPy has, got 'float31'"):
+        cupy_backend.dtype("float31")
     assert cupy_backend.compile(len) is len
     assert cupy_backend.peak_memory() == 512
     before = len(MACHINE.waits)

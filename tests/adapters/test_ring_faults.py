@@ -21,6 +21,7 @@ import ring_program
 from backends import library
 from ring_program import COUNTS, TIMEOUT, program
 from siglip_mpi import RingError, communicator, simulate
+from siglip_mpi.faults import Watch, rest
 from siglip_mpi.message import Header
 from siglip_ref.faults import GRACE, Notice, Reason, verdict
 from siglip_ref.ring.rotation import rotation
@@ -96,6 +97,28 @@ def test_two_silent_ranks_are_both_named():
         return caught.value.ranks
 
     assert simulate(5, rank_program) == [(1, 3), None, (1, 3), None, (1, 3)]
+
+
+def test_whoever_needs_several_silent_ranks_names_them_and_does_other_things_meanwhile():
+    def rank_program(mpi):
+        if mpi.Get_rank() in (0, 3):
+            return None
+        looks = []
+        with pytest.raises(RingError) as caught:
+            Watch(mpi, timeout=0.1).until(bool, (0, 3), 4, meanwhile=lambda: looks.append(rest()))
+        return caught.value.ranks, caught.value.step, len(looks) > 1
+
+    named = (0, 3), 4, True
+    assert simulate(4, rank_program) == [None, named, named, None]
+
+
+def test_what_is_done_when_the_time_is_over_is_not_missing():
+    def rank_program(mpi):
+        looks = iter([False, True, True])
+        Watch(mpi, timeout=-1.0).until(lambda: next(looks), (1 - mpi.Get_rank(),), 0)
+        return [*looks]
+
+    assert simulate(2, rank_program) == [[], []]
 
 
 # --- the verdict on its own -----------------------------------------------------------------------

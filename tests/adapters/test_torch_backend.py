@@ -5,7 +5,7 @@ import pytest
 
 import siglip_ref as sr
 from backends import library
-from siglip_ref.backend import Backend, NumpyBackend
+from siglip_ref.backend import LOCAL_RANK, Backend, NumpyBackend
 from siglip_ref.tree import flatten, tree_map
 from strategies import random_params, tower_configs
 
@@ -29,6 +29,26 @@ def test_the_entry_point_names_it():
     from importlib.metadata import EntryPoint
 
     assert EntryPoint("torch", "siglip_torch:TorchBackend", BACKENDS).load() is TorchBackend
+
+
+@pytest.mark.parametrize(("local_rank", "chosen"), [(None, []), ("0", [0]), ("1", [1]), ("5", [1])])
+def test_it_is_on_the_device_of_its_local_rank_counted_round(monkeypatch, local_rank, chosen):
+    used = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", used.append)
+    for name in LOCAL_RANK:
+        monkeypatch.delenv(name, raising=False)
+    if local_rank is not None:
+        monkeypatch.setenv("MPI_LOCALRANKID", local_rank)
+    assert TorchBackend().device.type == "cuda"
+    assert used == chosen
+
+
+@on_the_host
+def test_on_the_host_no_local_rank_is_asked_for(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "none")
+    assert TorchBackend().device.type == "cpu"
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "int64", "int32", "bool"])

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 import siglip_ref as sr
-from siglip_train.step import as_dtype, in_precision
+from siglip_train.step import in_precision
 
 RUNS = (("float32", 1.0), ("bfloat16", 1.0), ("float16", 1.0), ("float16", 2.0**10))
 
@@ -39,9 +39,10 @@ def main() -> None:
     tokens = torch.from_numpy(rng.integers(0, 1000, (args.batch, 16)))
 
     def gradients(precision: str, dloss: float) -> tuple[float, dict[str, torch.Tensor]]:
+        dtype = getattr(torch, precision)
         loss, grads = sr.loss_and_grads(
-            in_precision(params, precision),
-            as_dtype(images, precision),
+            in_precision(params, dtype),
+            images.to(dtype),
             tokens,
             config,
             dloss=None if dloss == 1 else torch.tensor(dloss),

@@ -9,12 +9,11 @@ import pytest
 from PIL import Image
 
 import siglip_mpi
-from backends import library
 from launched import BIN, IN_TROUBLE, LAUNCHERS, TINY, run, start
 from siglip_train.__main__ import main
-from siglip_train.backends import find_backend, find_communicator
+from siglip_train.backends import find_communicator
 from siglip_train.checkpoints import latest_checkpoint, load_checkpoint
-from siglip_train.group import PartingError, place_on_machine, together
+from siglip_train.group import PartingError, together
 from siglip_train.loop import read_metrics
 from sources_of_pairs import write_rows
 
@@ -173,30 +172,3 @@ def test_all_part_at_a_mistake_of_one_and_none_at_a_bug(error):
     else:
         with pytest.raises(KeyError, match="a bug"):
             siglip_mpi.simulate(3, program)
-
-
-def test_a_place_counts_those_before_on_the_same_machine():
-    class Group:
-        world_size = 5
-
-        def gather(self, values):
-            (here,) = values
-            return tuple((here if same else here + 1,) for same in (1, 0, 1, 1, 0))
-
-    def place(rank):
-        comm = Group()
-        comm.rank = rank
-        return place_on_machine(comm)
-
-    assert [place(rank) for rank in range(5)] == [0, 0, 1, 2, 1]
-
-
-@pytest.mark.parametrize(("place", "device"), [(None, None), (0, 0), (1, 1), (5, 1)])
-def test_torch_uses_the_device_of_a_place_on_the_machine(monkeypatch, place, device):
-    torch = library("torch")
-    chosen = []
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    assert find_backend("torch", place).device.type == "cuda"
-    assert chosen == ([] if device is None else [device])

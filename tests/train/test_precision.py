@@ -8,7 +8,9 @@ import pytest
 
 from backends import library
 from run_folders import assert_close_params, final_params
+from siglip_ref.precision import as_dtype
 from siglip_train.__main__ import main
+from siglip_train.backends import find_backend
 from siglip_train.checkpoints import latest_checkpoint, load_checkpoint
 from siglip_train.loop import read_metrics
 
@@ -24,6 +26,35 @@ BACKENDS = ["numpy", "torch", "jax"]
 
 def run(folder: Path, *flags: str) -> int:
     return main([*TINY, "--out", str(folder), *flags])
+
+
+@pytest.mark.parametrize("precision", ["float64", "float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_backend_has_a_dtype_for_a_precision_or_names_what_it_lacks(name, precision):
+    library(name)
+    library("ml_dtypes")  # which gives NumPy a bfloat16 that is none of its own
+    backend = find_backend(name)
+    if (name, precision) == ("numpy", "bfloat16"):
+        with pytest.raises(ValueError, match="one that NumPy has, got 'bfloat16'"):
+            backend.dtype(precision)
+        return
+    array = as_dtype(backend.asarray(np.ones(1, np.float32)), backend.dtype(precision))
+    assert array.dtype == backend.dtype(precision)
+    assert str(array.dtype).removeprefix("torch.") == precision
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("precision", ["float31", "nn"])
+def test_a_dtype_that_no_library_has_is_refused_by_name(name, precision):
+    library(name)
+    with pytest.raises(ValueError, match=f"precision must be one that .* has, got '{precision}'"):
+        find_backend(name).dtype(precision)
+
+
+def test_float64_that_jax_has_turned_off_is_refused_with_what_to_do():
+    jax = library("jax")
+    with jax.enable_x64(False), pytest.raises(ValueError, match=r"got 'float64': set JAX_ENABLE"):
+        find_backend("jax").dtype("float64")
 
 
 @pytest.fixture(scope="module")
