@@ -200,9 +200,11 @@ def check_alike(
 def report(
     settings: Settings, folder: Path, state: TrainState, embedded: list[Embedded], skips: Skips
 ) -> None:
-    """Write the pictures and the page, and print the results and where everything is."""
+    """Print the results, write the pictures and the page, and print where everything is."""
     records = read_metrics(folder / "metrics.jsonl")
     metrics = records[-1].get("eval", {}) if records else {}
+    if metrics:
+        print(format_table(metrics), flush=True)
     params = evaluated_params(state)
     write_report(
         folder,
@@ -214,8 +216,6 @@ def report(
         config_text=settings.to_toml(),
         skipped=skips.summary() if skips.total else "",
     )
-    if metrics:
-        print(format_table(metrics))
     print(f"pictures:   {folder / 'report.html'}")
     print(f"checkpoint: {step_path(folder, state.step)}")
     print(f"metrics:    {folder / 'metrics.jsonl'}")
