@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,9 +28,10 @@ from siglip_train.datasets import Skips
 from siglip_train.evaluation import (
     Embedded,
     embed_task,
-    format_table,
+    hold_images,
     make_encoders,
     make_tasks,
+    takes,
     task_metrics,
 )
 from siglip_train.group import (
@@ -51,6 +53,7 @@ from siglip_train.loop import (
 from siglip_train.report import write_report
 from siglip_train.settings import Settings
 from siglip_train.step import TrainState, as_dtype, initial_state
+from siglip_train.table import format_table
 
 MOST_VALIDATION_PAIRS = 5000
 
@@ -104,10 +107,13 @@ def run_on(
         config = settings.model_config(tokenizer.vocab_size)
         state = resumed_state(folder) if resume else new_state(settings, config)
         sr.check_params(state.params, config)
-        pairs = read_validation(settings, config, skips, most=MOST_VALIDATION_PAIRS)
+        pairs = read_validation(
+            settings, config, skips, most=MOST_VALIDATION_PAIRS, held=partial(takes, comm=comm)
+        )
         rows = rows_of(settings.batch_size, comm)
         loader = open_training(settings, config, tokenizer, skips, rows)
         tasks = make_tasks(pairs)
+        hold_images(tasks, comm)
         data = repr([len(loader), *((task.name, task.texts, len(task.pairs)) for task in tasks)])
     with together(comm):
         check_alike(settings, state, data, comm)
