@@ -20,6 +20,7 @@ LAUNCHERS = {
         *("--nproc-per-node", str(count)),
     ],
 }
+COMMANDS = {**LAUNCHERS, "alone": lambda _: []}
 TRAIN = [str(BIN / "siglip-train")]
 IN_TROUBLE = [sys.executable, str(Path(__file__).with_name("train_in_trouble.py"))]
 
@@ -27,7 +28,7 @@ IN_TROUBLE = [sys.executable, str(Path(__file__).with_name("train_in_trouble.py"
 def start(launcher, count, *flags, program=TRAIN):
     environ = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [*LAUNCHERS[launcher](count), *program, *flags],
+        [*COMMANDS[launcher](count), *program, *flags],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

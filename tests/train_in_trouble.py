@@ -6,19 +6,23 @@ hang
     The same, and rank 1 never comes back from its third batch.
 killed_writing
     Rank 0 is killed when it has written a half of the checkpoint of step 4.
+full_metrics, full_checkpoint, full_report
+    From the record of step 4, its checkpoint, or the report on, no file of rank 0 may become larger
+    than the metrics of that time and 20 bytes.
 """
 
 import os
+import resource
 import signal
 import sys
 import time
 
-from siglip_train import evaluation
+from siglip_train import evaluation, loop
 from siglip_train import run as command
 from siglip_train.__main__ import main
 from siglip_train.checkpoints import files
 
-RANK = int(os.environ.get("PMI_RANK") or os.environ["RANK"])
+RANK = int(os.environ.get("PMI_RANK") or os.environ.get("RANK", "0"))
 
 
 def slow_down(hang):
@@ -63,10 +67,47 @@ def kill_writing():
     files._flush_to_disk = flush_or_die
 
 
+def fill_disk(at):
+    def fill(folder):
+        room = (folder / "metrics.jsonl").stat().st_size + 20
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
+
+    write, save_checkpoint, write_report = (
+        loop.MetricsFile.write,
+        loop.save_checkpoint,
+        command.write_report,
+    )
+
+    def write_full(metrics, record):
+        if record["step"] == 4:
+            fill(metrics._path.parent)
+        write(metrics, record)
+
+    def save_full(path, *arguments):
+        if "step-00000004" in path.name:
+            fill(path.parent)
+        save_checkpoint(path, *arguments)
+
+    def report_full(folder, **options):
+        fill(folder)
+        write_report(folder, **options)
+
+    match at:
+        case "metrics":
+            loop.MetricsFile.write = write_full
+        case "checkpoint":
+            loop.save_checkpoint = save_full
+        case "report":
+            command.write_report = report_full
+
+
 if __name__ == "__main__":
     trouble = sys.argv.pop(1)
     if trouble == "killed_writing":
         kill_writing()
+    elif trouble.startswith("full_"):
+        if RANK == 0:
+            fill_disk(trouble.removeprefix("full_"))
     else:
         slow_down(hang=trouble == "hang")
     sys.exit(main())

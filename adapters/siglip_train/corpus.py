@@ -2,8 +2,9 @@
 
 import glob
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +22,27 @@ from siglip_train.tokenizer import Tokenizer
 _LARGER = 4 / 3  # side at which images are kept for the augmentation, relative to the model's
 
 
-class ValidationPair(NamedTuple):
-    """A validation image, as the model sees it and as it is, and what is known about it."""
+class ValidationPair:
+    """A validation image, of the model's size, and what is known about it.
 
-    image: NDArray[np.uint8]
-    metadata: dict[str, Any]
+    In place of the image may stand what reads it, whenever it is asked for, until `hold`.
+    """
+
+    def __init__(
+        self,
+        image: NDArray[np.uint8] | Callable[[], NDArray[np.uint8]],
+        metadata: dict[str, Any],
+    ) -> None:
+        self._image, self.metadata = image, metadata
+
+    @property
+    def image(self) -> NDArray[np.uint8]:
+        """Image (size, size, 3). Raises SampleError or ImageError if it cannot be read any more."""
+        return self._image() if callable(self._image) else self._image
+
+    def hold(self) -> None:
+        """Keep the image in memory."""
+        self._image = self.image
 
 
 def open_tokenizer(settings: Settings) -> Tokenizer:
@@ -66,27 +83,32 @@ def open_training(
 
 
 def read_validation(
-    settings: Settings, config: sr.SiglipConfig, skips: Skips, *, most: int
+    settings: Settings,
+    config: sr.SiglipConfig,
+    skips: Skips,
+    *,
+    most: int,
+    held: Callable[[int], bool] = lambda _: True,
 ) -> list[ValidationPair]:
     """At most so many validation pairs, evenly spread over the data; none without a source.
 
-    A pair without a readable image or without a caption is a counted skip, or with `strict` an
-    error. Raises DataError if no pair is left.
+    All images are read once, and those at places that are to be `held` stay in memory. A pair
+    without a readable image or without a caption is a counted skip, or with `strict` an error.
+    Raises DataError if no pair is left.
     """
     if not settings.validation:
         return []
     dataset = _open(settings, settings.validation, emoji.validation_shards, skips)
-    pairs = []
+    size = config.image.image_size
+    pairs: list[ValidationPair] = []
     for index in np.unique(np.linspace(0, len(dataset) - 1, min(most, len(dataset))).astype(int)):
         try:
             example = dataset.read(int(index))
             if not (names(example.metadata)):
                 raise SampleError("no caption")
-            pairs.append(
-                ValidationPair(
-                    decode_image(example.image, config.image.image_size), example.metadata
-                )
-            )
+            image = decode_image(example.image, size)
+            again = partial(_read_image, dataset, int(index), size)
+            pairs.append(ValidationPair(image if held(len(pairs)) else again, example.metadata))
         except (ImageError, SampleError) as error:
             if settings.strict:
                 raise DataError(f"validation sample {dataset.key(int(index))}: {error}") from error
@@ -94,6 +116,10 @@ def read_validation(
     if not pairs:
         raise DataError(f"validation sources {', '.join(settings.validation)} have no usable pair")
     return pairs
+
+
+def _read_image(dataset: Dataset, index: int, size: int) -> NDArray[np.uint8]:
+    return decode_image(dataset.read(index).image, size)
 
 
 def names(metadata: dict[str, Any]) -> list[str]:

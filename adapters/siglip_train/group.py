@@ -1,7 +1,7 @@
 """What the devices of a group do together, beside the loss: agree, share out, and stop."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from array_api_compat import array_namespace
@@ -35,31 +35,31 @@ def is_first(comm: Communicator | None) -> bool:
     return comm is None or comm.rank == 0
 
 
-def any_device(holds: bool, comm: Communicator | None) -> bool:
-    """Whether it holds on any device of the group; the same answer on all."""
-    return holds if comm is None else any(value for (value,) in comm.gather((int(holds),)))
-
-
 @contextmanager
-def together(comm: Communicator | None) -> Iterator[None]:
+def together(
+    comm: Communicator | None, holds: Callable[[], bool] = lambda: False
+) -> Iterator[Callable[[], bool]]:
     """Let a mistake that any device makes inside end this block on all of them.
 
-    Inside, a device may wait for others only before any of them can make a mistake.
+    Inside, a device may wait for others only before any of them can make a mistake. Afterwards the
+    yielded function tells whether `holds` did so on any device at the end; the same answer on all.
 
     Raises PartingError on all devices, with the mistake as its cause on the first that made one; a
     lone device raises the mistake itself.
     """
     if comm is None:
-        yield
+        yield holds
         return
     mistake: Exception | None = None
+    answer = False
     try:
-        yield
+        yield lambda: answer
     except MISTAKES as error:
         mistake = error
-    failed = [value for (value,) in comm.gather((int(mistake is not None),))]
+    failed, held = zip(*comm.gather((int(mistake is not None), int(holds()))), strict=True)
     if any(failed):
         raise PartingError(mistake if failed.index(1) == comm.rank else None) from mistake
+    answer = any(held)
 
 
 def from_all(array: Array, comm: Communicator | None) -> Array:

@@ -2,15 +2,14 @@
 
 import json
 import math
-import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -19,8 +18,14 @@ from siglip_ref.backend import Backend
 from siglip_ref.communicator import Communicator
 from siglip_ref.tree import tree_map
 from siglip_ref.types import Tree
-from siglip_train.checkpoints import keep_newest, save_checkpoint, step_path
-from siglip_train.group import any_device, is_first
+from siglip_train.checkpoints import (
+    append_whole,
+    keep_newest,
+    save_checkpoint,
+    step_path,
+    write_atomically,
+)
+from siglip_train.group import is_first, together
 from siglip_train.loader import BatchLoader
 from siglip_train.settings import Settings
 from siglip_train.step import TrainState, make_step
@@ -58,15 +63,17 @@ def train(
     Ctrl-C, or a termination signal, ends the run after the step in work, with a checkpoint. A
     second one ends it at once.
 
-    Raises TrainingError, on all devices, if the loss or the gradient is not finite; the last
+    Raises TrainingError, on all devices, if the loss or the gradient is not finite; OSError if a
+    file cannot be written, and ValueError as the loader does, or PartingError in a group. The last
     checkpoint stays as it is.
     """
     first = is_first(comm)
     state = on_device(state, backend)
+    with together(comm):
+        log = MetricsFile(folder / "metrics.jsonl", state.step) if first else None
     with (
         backend.parallel_map() as parallel_map,
         stop_on_signals(quiet=not first) as asked_to_stop,
-        MetricsFile(folder / "metrics.jsonl", state.step) if first else nullcontext() as log,
         tqdm(
             total=settings.steps,
             initial=state.step,
@@ -79,9 +86,18 @@ def train(
     ):
         step = make_step(settings, config, backend, comm, parallel_map)
         batches = loader.batches(state.epoch, state.batch)
-        while state.step < settings.steps and not any_device(asked_to_stop(), comm):
-            start = time.perf_counter()
-            epoch, number, batch = next(batches)
+        record: dict[str, Any] = {}
+        while True:
+            with together(comm, asked_to_stop) as stop:
+                if log is not None and record:
+                    log.write({"step": state.step, **record})
+                    if due(state.step, settings.checkpoint_every, settings.steps):
+                        save_state(folder, state, settings, backend)
+                start = time.perf_counter()
+                if state.step < settings.steps:
+                    epoch, number, batch = next(batches)
+            if state.step >= settings.steps or stop():
+                break
             state, record = step(
                 state, backend.asarray(batch.images), backend.asarray(batch.tokens)
             )
@@ -99,17 +115,14 @@ def train(
                 if due(state.step, settings.eval_every, settings.steps)
                 else {}
             )
-            if log is None:
-                continue
             if metrics:
                 record["eval"] = metrics
-                bar.write(summary(state.step, metrics), file=sys.stderr)
-            log.write({"step": state.step, **record})
-            if due(state.step, settings.checkpoint_every, settings.steps):
-                save_state(folder, state, settings, backend)
+                if first:
+                    bar.write(summary(state.step, metrics), file=sys.stderr)
         stopped = state.step < settings.steps
-        if stopped and first:
-            save_state(folder, state, settings, backend)
+        with together(comm):
+            if stopped and first:
+                save_state(folder, state, settings, backend)
         batches.close()
     return RunResult(state, stopped)
 
@@ -187,21 +200,12 @@ class MetricsFile:
         kept = []
         if path.exists():
             kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-        rest = path.with_suffix(".partial")
-        rest.write_text("".join(f"{line}\n" for line in kept))
-        os.replace(rest, path)
+        write_atomically(path, "".join(f"{line}\n" for line in kept).encode())
         self._path = path
-
-    def __enter__(self) -> "MetricsFile":
-        self._file: TextIO = self._path.open("a", buffering=1)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
 
     def write(self, record: dict[str, Any]) -> None:
         """Append a record."""
-        self._file.write(json.dumps(record) + "\n")
+        append_whole(self._path, f"{json.dumps(record)}\n".encode())
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

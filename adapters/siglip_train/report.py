@@ -12,8 +12,9 @@ from matplotlib import style
 from matplotlib.figure import Figure
 
 from siglip_train.checkpoints import step_path, write_atomically
-from siglip_train.evaluation import KS, Embedded, table_rows
+from siglip_train.evaluation import KS, Embedded
 from siglip_train.figures import curves, retrieval_grid, similarity
+from siglip_train.table import table_rows
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; }

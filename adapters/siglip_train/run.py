@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,9 +28,10 @@ from siglip_train.datasets import Skips
 from siglip_train.evaluation import (
     Embedded,
     embed_task,
-    format_table,
+    hold_images,
     make_encoders,
     make_tasks,
+    takes,
     task_metrics,
 )
 from siglip_train.group import (
@@ -50,6 +52,7 @@ from siglip_train.loop import (
 from siglip_train.report import write_report
 from siglip_train.settings import Settings
 from siglip_train.step import TrainState, initial_state
+from siglip_train.table import format_table
 
 MOST_VALIDATION_PAIRS = 5000
 
@@ -102,10 +105,13 @@ def run_on(
         config = settings.model_config(tokenizer.vocab_size)
         state = resumed_state(folder) if resume else new_state(settings, config)
         sr.check_params(state.params, config)
-        pairs = read_validation(settings, config, skips, most=MOST_VALIDATION_PAIRS)
+        pairs = read_validation(
+            settings, config, skips, most=MOST_VALIDATION_PAIRS, held=partial(takes, comm=comm)
+        )
         rows = rows_of(settings.batch_size, comm)
         loader = open_training(settings, config, tokenizer, skips, rows)
         tasks = make_tasks(pairs)
+        hold_images(tasks, comm)
         data = repr([len(loader), *((task.name, task.texts, len(task.pairs)) for task in tasks)])
     with together(comm):
         check_alike(settings, state, data, comm)
@@ -198,9 +204,11 @@ def check_alike(
 def report(
     settings: Settings, folder: Path, state: TrainState, embedded: list[Embedded], skips: Skips
 ) -> None:
-    """Write the pictures and the page, and print the results and where everything is."""
+    """Print the results, write the pictures and the page, and print where everything is."""
     records = read_metrics(folder / "metrics.jsonl")
     metrics = records[-1].get("eval", {}) if records else {}
+    if metrics:
+        print(format_table(metrics), flush=True)
     params = evaluated_params(state)
     write_report(
         folder,
@@ -212,8 +220,6 @@ def report(
         config_text=settings.to_toml(),
         skipped=skips.summary() if skips.total else "",
     )
-    if metrics:
-        print(format_table(metrics))
     print(f"pictures:   {folder / 'report.html'}")
     print(f"checkpoint: {step_path(folder, state.step)}")
     print(f"metrics:    {folder / 'metrics.jsonl'}")

@@ -17,12 +17,12 @@ from siglip_train.evaluation import (
     Task,
     chance,
     embed_task,
-    format_table,
     make_encoders,
     make_tasks,
     positive_ranks,
     task_metrics,
 )
+from siglip_train.table import format_table
 from siglip_train.tokenizer import Tokenizer
 
 

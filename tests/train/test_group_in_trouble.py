@@ -1,5 +1,8 @@
 """What `siglip-train` does on several processes if one is slow, hangs, dies or is set up wrong."""
 
+import errno
+import json
+import os
 import subprocess
 import sys
 import time
@@ -77,6 +80,56 @@ def test_when_the_writer_is_killed_as_it_writes_the_others_end_and_the_run_goes_
 
 
 @pytest.mark.parametrize(
+    ("at", "file", "reached", "saved"),
+    [
+        ("metrics", "metrics.jsonl", 3, 2),
+        ("checkpoint", "step-00000004.safetensors", 4, 2),
+        ("report", "curves.png", 6, 6),
+    ],
+)
+@pytest.mark.parametrize("launcher", ["alone", "mpi"])
+def test_a_full_disk_is_told_once_and_the_run_goes_on_when_there_is_room(
+    tmp_path, launcher, at, file, reached, saved
+):
+    check_full_disk(tmp_path / "run", launcher, at, file, reached, saved)
+
+
+def test_a_full_disk_is_told_once_under_torchrun(tmp_path):
+    check_full_disk(tmp_path / "run", "torch", "checkpoint", "step-00000004.safetensors", 4, 2)
+
+
+def check_full_disk(folder, launcher, at, file, reached, saved):
+    flags = ["--out", str(folder), "--timeout", "20"]
+    status, _, errors = run(launcher, 2, f"full_{at}", *TINY, *flags, program=IN_TROUBLE)
+    assert status == 1
+    (line,) = error_lines(errors)
+    assert line.startswith(f"siglip-train: error: {folder / file} cannot be written: ")
+    assert os.strerror(errno.EFBIG) in line
+    assert "siglip_train/run.py" not in errors  # no traceback
+    assert "MPI_Abort" not in errors
+    assert not list(folder.glob("*.partial"))
+    assert load_checkpoint(latest_checkpoint(folder))[1]["step"] == saved
+    records = (folder / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(record)["step"] for record in records] == [*range(1, reached + 1)]
+    assert main(["--resume", str(folder)]) == 0
+    assert [record["step"] for record in read_metrics(folder / "metrics.jsonl")] == [*range(1, 7)]
+    assert (folder / "report.html").exists()
+
+
+def test_data_that_one_process_cannot_read_in_mid_run_end_all(tmp_path):
+    for rank in range(2):
+        write_validation(tmp_path / str(rank) / "data", 9)
+    for image in (tmp_path / "1" / "data").glob("*.png"):
+        image.write_bytes(b"damaged")
+    status, errors = run_each_in_its_folder(tmp_path, "--train", "data", "--strict")
+    assert status == 1
+    assert errors.count("siglip-train: error: sample ") == 1  # perhaps behind rank 0's progress bar
+    assert "image cannot be decoded" in errors
+    assert (tmp_path / "run" / "metrics.jsonl").exists()
+    assert "siglip_train/run.py" not in errors  # no traceback
+
+
+@pytest.mark.parametrize(
     ("launcher", "flags", "wanted"),
     [
         ("mpi", ["--batch-size", "2"], "batch_size must be at least the number of devices, 3"),
@@ -98,7 +151,7 @@ def test_a_mistake_that_all_make_is_told_once(tmp_path, monkeypatch, launcher, f
 def test_a_mistake_of_one_process_ends_all_before_anything_is_written(tmp_path):
     write_validation(tmp_path / "0" / "val", 4)
     (tmp_path / "1").mkdir()
-    status, errors = run_each_in_its_folder(tmp_path)
+    status, errors = run_each_in_its_folder(tmp_path, "val")
     assert status == 1
     (line,) = error_lines(errors)
     assert "val" in line
@@ -109,16 +162,17 @@ def test_a_mistake_of_one_process_ends_all_before_anything_is_written(tmp_path):
 def test_processes_with_different_data_are_refused(tmp_path):
     for rank, word in enumerate(["cat", "dog"]):
         write_validation(tmp_path / str(rank) / "val", 4, word)
-    status, errors = run_each_in_its_folder(tmp_path)
+    status, errors = run_each_in_its_folder(tmp_path, "val")
     assert status == 1
     (line,) = error_lines(errors)
     assert "rank 1 has others than rank 0" in line
     assert not (tmp_path / "run").exists()
 
 
-def run_each_in_its_folder(tmp_path):
-    """Status and errors of two processes that find `val` in the folders 0 and 1."""
-    train = " ".join([str(BIN / "siglip-train"), *TINY, "val", "--out", str(tmp_path / "run")])
+def run_each_in_its_folder(tmp_path, *flags):
+    """Status and errors of two processes that find their data in the folders 0 and 1."""
+    out = str(tmp_path / "run")
+    train = " ".join([str(BIN / "siglip-train"), *TINY, *flags, "--out", out])
     process = subprocess.run(
         [*LAUNCHERS["mpi"](2), "sh", "-c", f"cd {tmp_path}/$PMI_RANK && {train}"],
         capture_output=True,

@@ -11,13 +11,13 @@ from siglip_train.evaluation import (
     Embedded,
     chance,
     class_embeddings,
-    format_table,
     make_tasks,
     positive_ranks,
     retrieval,
     task_metrics,
     zero_shot,
 )
+from siglip_train.table import format_table
 from strategies import seeds, unit_rows
 
 IMAGE = np.zeros((4, 4, 3), np.uint8)

@@ -183,6 +183,5 @@ def test_metrics_beyond_the_resumed_step_and_a_half_written_line_are_dropped(tmp
     path = tmp_path / "metrics.jsonl"
     lines = [json.dumps({"step": step}) for step in (1, 2, 3)]
     path.write_text("\n".join([*lines, '{"step": 4, "lo']))
-    with MetricsFile(path, 2) as metrics:
-        metrics.write({"step": 3, "loss": 1.0})
+    MetricsFile(path, 2).write({"step": 3, "loss": 1.0})
     assert read_metrics(path) == [{"step": 1}, {"step": 2}, {"step": 3, "loss": 1.0}]

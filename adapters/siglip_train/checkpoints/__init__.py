@@ -3,6 +3,7 @@
 from siglip_train.checkpoints.big_vision import params_from_big_vision
 from siglip_train.checkpoints.files import (
     CheckpointError,
+    append_whole,
     keep_newest,
     latest_checkpoint,
     load_checkpoint,
@@ -16,6 +17,7 @@ from siglip_train.checkpoints.huggingface import params_from_huggingface, params
 
 __all__ = [
     "CheckpointError",
+    "append_whole",
     "keep_newest",
     "latest_checkpoint",
     "load_checkpoint",

@@ -10,6 +10,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,8 @@ def save_checkpoint(path: Path, trees: Mapping[str, Tree], metadata: Mapping[str
     then renamed. Equal contents give equal bytes.
 
     Raises TypeError for leaves that are not arrays of numbers, ValueError for keys that are no
-    names, for NaN in the metadata, and, by way of json, TypeError for what JSON cannot hold.
+    names, for NaN in the metadata, and, by way of json, TypeError for what JSON cannot hold; and
+    OSError as all that write here.
     """
     leaves = dict(_leaves(trees))
     tensors = {
@@ -160,20 +162,53 @@ def read_safetensors(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Replace a file by new content such that a reader, or a crash, sees the old or the new."""
+    """Replace a file by new content such that a reader, or a crash, sees the old or the new.
+
+    Raises OSError, naming the file, if that fails.
+    """
     _replace(path, lambda partial: partial.write_bytes(data))
+
+
+def append_whole(path: Path, data: bytes) -> None:
+    """Append to a file all of the data.
+
+    Raises OSError, naming the file, if that fails; the file is then as it was.
+    """
+    with _naming(path), path.open("ab", buffering=0) as file:
+        end = file.tell()
+        try:
+            while data:
+                data = data[file.write(data) :]
+        except OSError:
+            file.truncate(end)
+            raise
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
     partial = path.with_name(f".{path.name}.partial")
+    with _naming(path):
+        try:
+            write(partial)
+            _flush_to_disk(partial)
+            os.replace(partial, path)
+        except BaseException:
+            with suppress(OSError):
+                partial.unlink()
+            raise
+        _flush_to_disk(path.parent)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Raise what goes wrong inside as an OSError that says which file cannot be written, and why.
+
+    Most errors of a full disk name no file, and those of safetensors are no OSError.
+    """
     try:
-        write(partial)
-        _flush_to_disk(partial)
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    _flush_to_disk(path.parent)
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or error
+        raise OSError(f"{path} cannot be written: {reason}") from error
 
 
 def _flush_to_disk(path: Path) -> None:
