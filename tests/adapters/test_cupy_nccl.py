@@ -1,5 +1,6 @@
 """The ring over NCCL, with a stand-in for NCCL between threads."""
 
+import contextlib
 import re
 import threading
 import time
@@ -53,6 +54,8 @@ def adapter():
 def on_ranks(adapter, world_size, program, timeout=20.0):
     """What `program(comm, backend)` returns or raises on every rank."""
     backend = adapter.CupyBackend()
+    # A rank that is still on its way into the group would hear of another's fault there.
+    joined = threading.Barrier(world_size)
 
     def rank_program(mpi):
         MACHINE.device = mpi.Get_rank()
@@ -60,8 +63,11 @@ def on_ranks(adapter, world_size, program, timeout=20.0):
             with communicator(mpi, timeout) as host:
                 comm = adapter.NcclCommunicator(host)
                 assert isinstance(comm, Communicator)
+                with contextlib.suppress(threading.BrokenBarrierError):
+                    joined.wait()
                 return program(comm, backend)
         except Exception as error:
+            joined.abort()
             return error
 
     return simulate(world_size, rank_program)
