@@ -20,6 +20,9 @@ from siglip_ref.types import Float, Int
 TILE = 1024
 """Rows and columns of a tile: the fastest of 256 … 2048 for d = 768 on two AVX2 cores."""
 
+STRIP = 2**19
+"""Pairs of a tile worked on at a time on the host, so that the steps between stay in the cache."""
+
 
 class LossAndGrads(NamedTuple):
     """The sigmoid loss and its gradients at dloss = 1, in at least float32.
@@ -49,9 +52,9 @@ def tiled_sigmoid_loss(
 ) -> tuple[Float[Tensor, ""], SigmoidLossCotangents]:
     """The core's `tiled_sigmoid_loss`: the same arguments, results and errors, but faster.
 
-    Beside inputs and outputs it holds three tiles and two tile x d matrices (18 MB at the tile of
-    1024 and d = 768 in float32), two more tiles where most mismatches are taken for matches, and
-    with other pairs what the core's formula needs for a tile.
+    Beside inputs and outputs it holds a tile, a strip and a half of it and two tile x d matrices
+    (13 MB at the tile of 1024 and d = 768 in float32), two more strips where most mismatches are
+    taken for matches, and with other pairs what the core's formula needs for a tile.
     Gradients of 16-bit embeddings are summed in float32 and rounded once, at the price of float32
     copies of both gradients. It waits for a CUDA device only to look at `rows` and `columns`, if
     they are given.
@@ -98,11 +101,11 @@ def loss_and_grads(
     n, m = zimg.shape[0], ztxt.shape[0]
     image_tiles, text_tiles = list(tiles("tile", n, tile)), tiles("tile", m, tile)
     t, b = t.to(zimg.device, dtype), b.to(zimg.device, dtype)
+    room = zimg.new_empty(min(tile, n) * min(tile, m), dtype=dtype)
     step = _step(zimg, ztxt, pairs, rows, columns)
     share = 1 / (n if total is None else total)
     dzimg, dztxt = (z.new_empty(z.shape if gradients else 0, dtype=dtype) for z in (zimg, ztxt))
     sums = zimg.new_zeros(3, dtype=torch.float64)  # of thousands of tiles
-    room = zimg.new_empty(3, min(tile, n) * min(tile, m), dtype=dtype)
     with torch.autocast(zimg.device.type, enabled=False):
         for text_tile in text_tiles:
             texts = ztxt[text_tile].to(dtype)
@@ -110,12 +113,10 @@ def loss_and_grads(
             for image_tile in image_tiles:
                 images = zimg[image_tile].to(dtype)
                 shape = len(images), len(texts)
-                block = room[:, : math.prod(shape)].view(3, *shape)
-                logits, dlogits, _ = block
-                torch.mm(images, scaled.T, out=logits).add_(b)
-                sums[0] += step(block, image_tile, text_tile)
+                dlogits = room[: math.prod(shape)].view(shape)
+                torch.mm(images, scaled.T, out=dlogits)
+                sums[::2] += step(dlogits, b, image_tile, text_tile)
                 if gradients:
-                    sums[2] += dlogits.sum()
                     dzimg[image_tile].addmm_(
                         dlogits, scaled, beta=int(text_tile.start > 0), alpha=share
                     )
@@ -139,18 +140,36 @@ class _DiagonalStep:
     def __init__(self, offset: int) -> None:
         """`offset`: index of the first image less that of the first text."""
         self._offset = offset
+        self._room = torch.empty(0)
 
-    def __call__(self, block: Tensor, images: slice, texts: slice) -> Tensor:
-        """The loss of a tile with the logits block[0], whose derivative becomes block[1]."""
-        logits, dlogits, spare = block
+    def __call__(self, block: Tensor, b: Tensor, images: slice, texts: slice) -> Tensor:
+        """The loss of a tile and Σ dlogits; `block`, the logits less b, becomes dlogits."""
         place = self._offset + images.start - texts.start
-        matches = logits.diagonal(place)
-        negative = -matches
+        matches = block.diagonal(place)
+        negative = -(matches + b)
         matches.fill_(-math.inf)
-        torch.sigmoid(logits, out=dlogits)
-        loss = _sum_softplus(logits, dlogits, spare) + _softplus(negative).sum()
-        dlogits.diagonal(place).copy_(negative.sigmoid_().neg_())
-        return loss
+        loss = _softplus(negative).sum(dtype=torch.float64)
+        dmatches = negative.sigmoid_().neg_()
+        db = dmatches.sum(dtype=torch.float64)
+        for strip in torch.split(block, _rows_of_a_strip(block)):
+            logits, spare = self._room_for(strip)
+            torch.add(strip, b, out=logits)
+            torch.sigmoid(logits, out=strip)
+            loss += _sum_softplus(logits, strip, spare)
+            db += strip.sum()
+        block.diagonal(place).copy_(dmatches)
+        return torch.stack((loss, db))
+
+    def _room_for(self, strip: Tensor) -> tuple[Tensor, Tensor]:
+        """Memory for its logits, and for half as many numbers."""
+        size = strip.numel()
+        if len(self._room) < size + size // 2:
+            self._room = strip.new_empty(size + size // 2)
+        return self._room[:size].view(strip.shape), self._room[size:]
+
+
+def _rows_of_a_strip(block: Tensor) -> int:
+    return max(1, STRIP // block.shape[1]) if block.device.type == "cpu" else len(block)
 
 
 def _sum_softplus(x: Tensor, sigmoid: Tensor, spare: Tensor) -> Tensor:
@@ -172,7 +191,7 @@ def _sum_softplus(x: Tensor, sigmoid: Tensor, spare: Tensor) -> Tensor:
             break
         p, q = any_of[:half], any_of[half:]
         # The end of `spare` is q from the second time on. What lerp gives is q + p (1 - q).
-        any_of = torch.lerp(q, one, p, out=spare.view(-1)[-half:])
+        any_of = torch.lerp(q, one, p, out=spare[-half:])
     rest = x.new_zeros(())
     if not any_of.max() <= 0.9:
         lost = ~(any_of <= 0.9)
@@ -193,12 +212,12 @@ class _PairsStep:
     def __init__(self, pairs: Pairs, rows: Tensor, columns: Tensor) -> None:
         self._pairs, self._rows, self._columns = pairs, rows, columns
 
-    def __call__(self, block: Tensor, images: slice, texts: slice) -> Tensor:
-        """The loss of a tile with the logits block[0], whose derivative becomes block[1]."""
-        nll, dlogits = pair_nll(block[0], self._pairs(self._rows[images], self._columns[texts]))
-        block[1] = dlogits
-        loss: Tensor = nll.sum()
-        return loss
+    def __call__(self, block: Tensor, b: Tensor, images: slice, texts: slice) -> Tensor:
+        """The loss of a tile and Σ dlogits; `block`, the logits less b, becomes dlogits."""
+        pairs = self._pairs(self._rows[images], self._columns[texts])
+        nll, dlogits = pair_nll(block.add_(b), pairs)
+        block.copy_(dlogits)
+        return torch.stack((nll.sum(), block.sum()))
 
 
 def _step(

@@ -66,13 +66,21 @@ LOSSES = {
 every_loss = pytest.mark.parametrize(("loss", "plain", "arity"), LOSSES.values(), ids=LOSSES.keys())
 
 
-@given(SIZES, st.integers(1, 13), seeds, st.sampled_from(["diagonal", "groups", "weights"]))
-def test_the_tile_loop_gives_what_the_core_gives(sizes, tile, seed, kind):
+@given(
+    SIZES,
+    st.integers(1, 13),
+    st.integers(1, 150),
+    seeds,
+    st.sampled_from(["diagonal", "groups", "weights"]),
+)
+def test_the_tile_loop_gives_what_the_core_gives(sizes, tile, strip, seed, kind):
     arguments = inputs(seed, **sizes)
     ids = torch.arange(12) % 4
     groups = same_group(ids, ids)
     pairs = {"diagonal": diagonal, "groups": groups, "weights": reweighted(groups, 3.0, 0.5)}[kind]
-    got = tiled_sigmoid_loss(*arguments, tile=tile, pairs=pairs)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(siglip_torch.tile_loop, "STRIP", strip)
+        got = tiled_sigmoid_loss(*arguments, tile=tile, pairs=pairs)
     want = losses.tiled_sigmoid_loss(*arguments, tile=tile, pairs=pairs)
     torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-13)
 
@@ -93,7 +101,9 @@ def test_a_block_of_a_larger_batch_has_its_matches_wherever_they_are(
 
 @pytest.mark.parametrize("b", [-300.0, -12.0, -2.0, 0.0, 3.0, 300.0])
 @pytest.mark.parametrize("t_prime", [0.0, np.log(10), np.log(120)])
-def test_a_mismatch_counts_whether_its_probability_is_tiny_or_one(t_prime, b):
+@pytest.mark.parametrize("strip", [64 * 64, 64 * 12])
+def test_a_mismatch_counts_whether_its_probability_is_tiny_or_one(monkeypatch, t_prime, b, strip):
+    monkeypatch.setattr(siglip_torch.tile_loop, "STRIP", strip)
     zimg, ztxt, *_ = inputs(n=64, m=64)
     for dtype, rtol in ((torch.float64, 1e-12), (torch.float32, 2e-5)):
         scalars = (torch.tensor(x, dtype=dtype) for x in (t_prime, b))
