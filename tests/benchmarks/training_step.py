@@ -53,13 +53,11 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print the figures as JSON, last")
     parser.add_argument("--side", choices=("ours", "peer", "floor"), help=argparse.SUPPRESS)
     args = parser.parse_args()
-    makers: dict[str, Callable[[argparse.Namespace], Side]] = (
-        {"ours": jax_ours, "peer": jax_peer}
-        if args.backend == "jax"
-        else {"ours": ours, "peer": peer, "floor": floor}
-    )
-    if args.remat != "nothing":  # which computes products again, and is asked for its memory
-        makers.pop("floor", None)
+    makers: dict[str, Callable[[argparse.Namespace], Side]] = {"ours": ours, "peer": peer}
+    if args.backend == "jax":
+        makers = {"ours": jax_ours, "peer": jax_peer}
+    elif args.remat == "nothing":  # which else computes products again
+        makers["floor"] = floor
     if args.side:
         serve(makers[args.side](args))
     else:
@@ -222,19 +220,21 @@ def ours(args: argparse.Namespace) -> Side:
 
 def floor(args: argparse.Namespace) -> Side:
     """The matrix products of `ours`, of arrays that are there already."""
+    from siglip_ref.tiles import tiles
     from siglip_train.backends import find_backend
 
     backend = find_backend(args.backend)
-    products = products_of(config_of(args), args.microbatch or args.batch, backend)
-    microbatches = range(args.batch // (args.microbatch or args.batch))
+    microbatches = tiles("microbatch", args.batch, args.microbatch or args.batch)
+    sizes = [microbatch.stop - microbatch.start for microbatch in microbatches]
+    products = {n: products_of(config_of(args), n, backend) for n in set(sizes)}
 
-    def run(_: int) -> None:
-        for left, right in products:
+    def run(n: int) -> None:
+        for left, right in products[n]:
             left @ right
 
     def step() -> None:
         with backend.parallel_map() as parallel_map:
-            list(parallel_map(run, microbatches))
+            list(parallel_map(run, sizes))
 
     return resident(step, peak_bytes())
 
